@@ -1,0 +1,1 @@
+"""Samples, the emoji scenes they are made of, and the way from samples to packed batches of ids."""

@@ -1,0 +1,121 @@
+"""Draws scenes at random, either such as training may show or such as it never shows."""
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from rebus.data.emoji import STYLES, EmojiPack
+from rebus.data.scenes import LATTICE_PX, SCENE_SIZE_PX, SIGN_HEIGHT_PX, TASKS, Item, Scene, visible_backgrounds
+from rebus.data.sign_words import sign_words
+from rebus.data.splits import COUNTS, held_out_facts, held_out_word
+
+Split = Literal["train", "held_out"]
+
+_MAX_TRIES = 2_000
+HELD_OUT_FACT = {
+    "one": "cell",
+    "background": "cell",
+    "two": "pair",
+    "position": "pair",
+    "count": "count",
+    "sign": "word",
+}
+"""The kind of held-out thing that a held-out scene of each task shows; all else in the scene is as in training."""
+
+
+class SceneSampler:
+    """Scenes of one split over a set of concepts.
+
+    A ``train`` scene shows nothing that is held out. A ``held_out`` scene shows exactly the kind of held-out thing that
+    belongs to its task (see ``HELD_OUT_FACT``), so that a score on it says what failed.
+    """
+
+    def __init__(self, pack: EmojiPack, concepts: Sequence[str], split: Split):
+        if len(concepts) < 2:
+            raise ValueError(f"concepts must be at least 2, got {len(concepts)}")
+        self.pack = pack
+        self.concepts = tuple(concepts)
+        self.split = split
+        self.countable: tuple[str, ...] = tuple(item for item in concepts if pack.concepts[item].name.countable)
+        if not self.countable:
+            raise ValueError("concepts must hold one that can be counted, got none")
+        words = sign_words(pack)
+        self.words: tuple[str, ...] = tuple(word for word in words if held_out_word(word) == (split == "held_out"))
+
+    def scene(self, rng: random.Random, task: str | None = None) -> Scene:
+        """Returns a scene of ``task``, by default of any.
+
+        Raises:
+            ValueError: if ``task`` is none of ``TASKS``, or the concepts are too few for any such scene to exist.
+        """
+        task = rng.choice(TASKS) if task is None else task
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+        for _ in range(_MAX_TRIES):
+            items, word, sign_on_top = self._contents(rng, task)
+            style = rng.choice(STYLES)
+            grounds = self.backgrounds({item.concept_id for item in items}, style)
+            if grounds:
+                scene = Scene(items, style, rng.choice(grounds), word, task, sign_on_top)
+                if self.is_in_split(scene):
+                    return scene
+        raise ValueError(
+            f"concepts must allow a {self.split} scene of task {task!r}, got {len(self.concepts)} concepts"
+        )
+
+    def is_in_split(self, scene: Scene) -> bool:
+        """Whether this sampler may yield the scene."""
+        wanted = {HELD_OUT_FACT[scene.task]} if self.split == "held_out" else set()
+        return held_out_facts(scene) == wanted
+
+    def backgrounds(self, concepts: set[str], style: str) -> tuple[str, ...]:
+        """Returns the grounds on which all these concepts stand out, in alphabetical order."""
+        visible = [visible_backgrounds(self.pack, concept, style) for concept in concepts]
+        return tuple(sorted(frozenset.intersection(*visible)))
+
+    def _contents(self, rng: random.Random, task: str) -> tuple[tuple[Item, ...], str | None, bool]:
+        if task in ("two", "position"):
+            return two_items(rng, *rng.sample(self.concepts, 2)), None, False
+        if task == "count":
+            return counted_items(rng, rng.choice(self.countable), rng.choice(COUNTS)), None, False
+        concept = rng.choice(self.concepts)
+        if task == "sign":
+            sign_on_top = rng.random() < 0.5
+            return (item_beside_sign(rng, concept, sign_on_top),), rng.choice(self.words), sign_on_top
+        size = rng.choice((64, 80, 96))
+        return (Item(concept, _place(rng, size), _place(rng, size), size),), None, False
+
+
+def two_items(rng: random.Random, concept_a: str, concept_b: str) -> tuple[Item, Item]:
+    """Returns two items side by side or one above the other, never far out of line."""
+    half = SCENE_SIZE_PX // 2
+    across = rng.randrange(0, half + 1, LATTICE_PX)
+    across_b = rng.choice([place for place in range(0, half + 1, LATTICE_PX) if abs(place - across) <= LATTICE_PX])
+    if rng.random() < 0.5:
+        items = Item(concept_a, 0, across, half), Item(concept_b, half, across_b, half)
+    else:
+        items = Item(concept_a, across, 0, half), Item(concept_b, across_b, half, half)
+    return items
+
+
+def counted_items(rng: random.Random, concept: str, count: int) -> tuple[Item, ...]:
+    """Returns up to 4 items of 48 px, one to a quadrant, or up to 16 items of 32 px in cells of 32 px."""
+    if count <= 4:
+        quadrants = sorted(rng.sample(range(4), count))
+        shifts = [(rng.choice((0, LATTICE_PX)), rng.choice((0, LATTICE_PX))) for _ in quadrants]
+        corners = [(cell % 2 * 64 + x, cell // 2 * 64 + y) for cell, (x, y) in zip(quadrants, shifts, strict=True)]
+        return tuple(Item(concept, x, y, 48) for x, y in corners)
+    cells = sorted(rng.sample(range(16), count))
+    return tuple(Item(concept, cell % 4 * 32, cell // 4 * 32, 32) for cell in cells)
+
+
+def item_beside_sign(rng: random.Random, concept: str, sign_on_top: bool) -> Item:
+    """Returns an item that leaves room for the board of a sign at the top or at the bottom."""
+    size = rng.choice((64, 80))
+    first = SIGN_HEIGHT_PX if sign_on_top else 0
+    last = SCENE_SIZE_PX - size - (0 if sign_on_top else SIGN_HEIGHT_PX)
+    return Item(concept, _place(rng, size), rng.randrange(first, last + 1, LATTICE_PX), size)
+
+
+def _place(rng: random.Random, size: int) -> int:
+    return rng.randrange(0, SCENE_SIZE_PX - size + 1, LATTICE_PX)

@@ -1,0 +1,113 @@
+"""Samples about composed scenes: captions, questions, edits and stories, as documents and as chats."""
+
+import random
+from collections.abc import Sequence
+
+from rebus.data.captions import canonical_caption, caption, description, plain_caption
+from rebus.data.samples import Message, Picture, Sample
+from rebus.data.scene_edits import EDIT_TASKS, Edit, edit, story
+from rebus.data.scene_questions import QuestionAnswer, questions
+from rebus.data.scene_sampler import SceneSampler
+from rebus.data.scenes import Scene, draw
+
+DOCUMENT_WEIGHTS = {"caption": 0.55, "questions": 0.2, "edit": 0.15, "story": 0.1}
+CHAT_WEIGHTS = {"draw": 0.45, "questions": 0.25, "describe": 0.1, "edit": 0.12, "story": 0.08}
+TEXT_DROP_RATE = 0.1
+"""How often the text that asks for a picture is left out, so that guidance has a branch without it."""
+DESCRIBE_REQUEST = "Describe the picture."
+_DRAW_REQUESTS = ("Draw {}.", "draw {}", "Please draw {}.", "Can you draw {}?", "Make a picture of {}.")
+
+
+class SceneSamples:
+    """Makes samples, and the parts they consist of, from the scenes of one sampler."""
+
+    def __init__(self, sampler: SceneSampler):
+        self.sampler = sampler
+        self.pack = sampler.pack
+
+    def document(self, rng: random.Random) -> Sample:
+        """Returns a document for pretraining: picture and caption in either order, questions, an edit or a story."""
+        kind = _draw_kind(rng, DOCUMENT_WEIGHTS)
+        if kind == "caption":
+            parts = self._caption_parts(rng)
+        elif kind == "questions":
+            scene, asked = self.questions(rng)
+            parts = [self._picture(scene), "\n".join(f"Q: {one.question} A: {one.answer}" for one in asked)]
+        elif kind == "edit":
+            scene, change = self.edit(rng)
+            parts = [self._picture(scene), change.instruction, self._picture(change.scene)]
+        else:
+            parts = self._story_parts(story(rng, self.sampler))
+        return Sample((Message("document", tuple(parts)),))
+
+    def chat(self, rng: random.Random) -> Sample:
+        """Returns a chat for supervised finetuning; what the assistant says or draws follows from what it was told."""
+        kind = _draw_kind(rng, CHAT_WEIGHTS)
+        if kind == "draw":
+            scene = self.sampler.scene(rng)
+            request = () if rng.random() < TEXT_DROP_RATE else (self._draw_request(scene, rng),)
+            return _chat(request, (self._picture(scene),))
+        if kind == "questions":
+            scene, asked = self.questions(rng)
+            turns = [part for one in asked for part in ((one.question,), (one.answer,))]
+            return _chat((self._picture(scene), *turns[0]), *turns[1:])
+        if kind == "describe":
+            scene = self.sampler.scene(rng)
+            return _chat((self._picture(scene), DESCRIBE_REQUEST), (description(scene, self.pack),))
+        if kind == "edit":
+            scene, change = self.edit(rng)
+            return _chat((self._picture(scene), change.instruction), (self._picture(change.scene),))
+        told = story(rng, self.sampler)
+        hero = self.pack.concepts[told[0][1].items[0].concept_id].name
+        about = hero.plural if told[0][1].task == "count" else hero.singular
+        request = f"Tell a story about {about} in {'two' if len(told) == 2 else 'three'} pictures."
+        return _chat((request,), tuple(self._story_parts(told)))
+
+    def prompt(self, rng: random.Random, task: str | None = None) -> tuple[Scene, str]:
+        """Returns a scene to ask for, and its canonical caption with style and background."""
+        scene = self.sampler.scene(rng, task)
+        return scene, canonical_caption(scene, self.pack)
+
+    def questions(self, rng: random.Random, task: str | None = None) -> tuple[Scene, list[QuestionAnswer]]:
+        """Returns a scene and two to four questions about it."""
+        scene = self.sampler.scene(rng, task)
+        return scene, questions(scene, rng, self.sampler)[: rng.randint(2, 4)]
+
+    def edit(self, rng: random.Random, kind: str | None = None) -> tuple[Scene, Edit]:
+        """Returns a scene and a change to it, each kind as often as the others."""
+        kind = rng.choice(tuple(EDIT_TASKS)) if kind is None else kind
+        while True:
+            scene = self.sampler.scene(rng, rng.choice(EDIT_TASKS[kind]))
+            change = edit(scene, rng, self.sampler, kind)
+            if change is not None:
+                return scene, change
+
+    def _caption_parts(self, rng: random.Random) -> list[str | Picture]:
+        scene = self.sampler.scene(rng)
+        picture = self._picture(scene)
+        if rng.random() < TEXT_DROP_RATE:
+            return [picture]
+        text = caption(scene, rng, self.pack)
+        return [text, picture] if rng.random() < 0.5 else [picture, text]
+
+    def _draw_request(self, scene: Scene, rng: random.Random) -> str:
+        if rng.random() < 0.5:
+            return caption(scene, rng, self.pack)
+        has_style, has_background = rng.random() < 0.7, rng.random() < 0.7
+        text = plain_caption(scene, self.pack, has_style=has_style, has_background=has_background)
+        return rng.choice(_DRAW_REQUESTS).format(text)
+
+    def _story_parts(self, told: Sequence[tuple[str, Scene]]) -> list[str | Picture]:
+        return [part for sentence, scene in told for part in (sentence, self._picture(scene))]
+
+    def _picture(self, scene: Scene) -> Picture:
+        return Picture(pixels=draw(scene, self.pack))
+
+
+def _draw_kind(rng: random.Random, weights: dict[str, float]) -> str:
+    return rng.choices(tuple(weights), tuple(weights.values()))[0]
+
+
+def _chat(*turns: Sequence[str | Picture]) -> Sample:
+    roles = ("user", "assistant")
+    return Sample(tuple(Message(roles[index % 2], tuple(turn)) for index, turn in enumerate(turns)))

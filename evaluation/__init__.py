@@ -1,0 +1,1 @@
+"""Judges, benchmarks on held-out scenes, and the report that prints their scores."""

@@ -1,0 +1,154 @@
+"""What an image tokenizer keeps of held-out scenes: likeness of rebuilt pictures, use of codes, and linear probes.
+
+python -m rebus.evaluation.reconstruction --image_tokenizer assets/mini/image_tokenizer
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from rebus.data.emoji import EmojiPack
+from rebus.data.mini_concepts import mini_concepts
+from rebus.data.scene_batches import pictures_of
+from rebus.data.scene_sampler import SceneSampler
+from rebus.data.scenes import Scene
+from rebus.evaluation.intervals import Score, wilson
+from rebus.model.command_line import CommandParser
+from rebus.tokenizers.image_tokenizer import ImageTokenizer
+from rebus.tokenizers.tokens import Tokens
+
+_BATCH_SIZE = 64
+
+
+def reconstruction(tokenizer: ImageTokenizer, pack: EmojiPack, concepts: Sequence[str], limit: int) -> dict[str, Any]:
+    """Returns the figures of a tokenizer.
+
+    ``psnr_db`` and ``ssim`` of rebuilt held-out scenes; for each stream ``codes_in_use`` (share of the code book seen
+    in them) and ``perplexity`` (as how many equally frequent codes they are spread); and how often a linear probe names
+    the object of a scene from the mean code feature (``probe_pooled``) or from those of all positions
+    (``probe_positions``), trained on four times as many scenes as it is tested on, all within the training split.
+
+    Args:
+        tokenizer: in evaluation mode.
+        pack: where pictures come from.
+        concepts: ids of the objects.
+        limit: number of scenes looked at, and of scenes that test a probe.
+
+    Raises:
+        ValueError: if the limit is below 1.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    held_out = SceneSampler(pack, concepts, "held_out")
+    images = pictures_of([held_out.scene(random.Random(f"rebuild/{row}")) for row in range(limit)], pack)
+    tokens = [tokenizer.encode(part) for part in images.split(_BATCH_SIZE)]
+    rebuilt = torch.cat([tokenizer.decode(part) for part in tokens])
+    similarity = structural_similarity_index_measure(rebuilt, images / 255, data_range=1.0)
+    assert isinstance(similarity, Tensor)
+    return {
+        "psnr_db": peak_signal_noise_ratio(rebuilt, images / 255, data_range=1.0, dim=(1, 2, 3)).item(),
+        "ssim": similarity.item(),
+        **_code_use(Tokens.cat(tokens)),
+        **_probes(tokenizer, SceneSampler(pack, concepts, "train"), limit),
+    }
+
+
+def linear_probe(
+    features: Float[Tensor, "rows dim"],
+    labels: Int[Tensor, " rows"],
+    test_features: Float[Tensor, "tests dim"],
+    test_labels: Int[Tensor, " tests"],
+) -> Score:
+    """Returns how often a linear classifier of standardised features, fitted to rows, is right on others."""
+    mean, spread = features.mean(dim=0), features.std(dim=0) + 1e-6
+    features, test_features = (features - mean) / spread, (test_features - mean) / spread
+    weights = torch.zeros(features.shape[1] + 1, int(labels.max()) + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], lr=1.0, max_iter=100, line_search_fn="strong_wolfe")
+
+    def logits(rows: Tensor) -> Tensor:
+        return rows @ weights[1:] + weights[0]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits(features), labels) + 1e-3 * weights[1:].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return wilson((logits(test_features).argmax(dim=1) == test_labels).tolist())
+
+
+def _code_use(tokens: Tokens) -> dict[str, Any]:
+    use: dict[str, Any] = {"codes_in_use": {}, "perplexity": {}}
+    for index, stream in enumerate(tokens.layout.streams):
+        counts = torch.bincount(tokens.ids[..., index][tokens.mask], minlength=stream.size).double()
+        shares = counts / counts.sum()
+        use["codes_in_use"][stream.name] = (counts > 0).double().mean().item()
+        use["perplexity"][stream.name] = torch.special.entr(shares).sum().exp().item()
+    return use
+
+
+def _probes(tokenizer: ImageTokenizer, sampler: SceneSampler, num_tests: int) -> dict[str, Any]:
+    scenes = [sampler.scene(random.Random(f"probe/{row}"), "one") for row in range(5 * num_tests)]
+    labels = torch.tensor([sampler.concepts.index(scene.items[0].concept_id) for scene in scenes])
+    features = _features(tokenizer, scenes, sampler.pack)
+    views = {
+        "probe_pooled": reduce(features, "rows positions dim -> rows dim", "mean"),
+        "probe_positions": rearrange(features, "rows positions dim -> rows (positions dim)"),
+    }
+    return {
+        name: asdict(linear_probe(rows[num_tests:], labels[num_tests:], rows[:num_tests], labels[:num_tests]))
+        for name, rows in views.items()
+    }
+
+
+def _features(tokenizer: ImageTokenizer, scenes: list[Scene], pack: EmojiPack) -> Float[Tensor, "rows positions dim"]:
+    parts = [scenes[start : start + _BATCH_SIZE] for start in range(0, len(scenes), _BATCH_SIZE)]
+    with torch.no_grad():
+        return torch.cat([tokenizer.embed(tokenizer.encode(pictures_of(part, pack))) for part in parts])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reports on the image tokenizer that the command line names."""
+    parser = CommandParser(__doc__)
+    parser.add_argument("--image_tokenizer", type=Path, required=True, help="folder of a saved image tokenizer")
+    parser.add_argument("--limit", type=int, default=500, help="scenes to look at; the probes take five times as many")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    options = parser.parse(argv)
+    pack = EmojiPack.open()
+    with parser.refusing():
+        tokenizer = ImageTokenizer.load(options.image_tokenizer)
+        figures = reconstruction(tokenizer, pack, mini_concepts(pack), options.limit)
+    Console().print(_table(figures))
+    if options.json:
+        print(json.dumps(figures))
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    table = Table("figure", "value", "95 % interval", title="What the codes keep")
+    for name, value in figures.items():
+        if isinstance(value, dict) and "score" in value:
+            table.add_row(name, f"{value['score']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}")
+        elif isinstance(value, dict):
+            for stream, number in value.items():
+                table.add_row(f"{name} ({stream})", f"{number:.4g}")
+        else:
+            table.add_row(name, f"{value:.4g}")
+    return table
+
+
+if __name__ == "__main__":
+    main()

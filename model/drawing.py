@@ -1,0 +1,60 @@
+"""A drawn picture: how it was drawn, what it took, and what it takes to draw it again."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from rebus.model.sampling import Sampling
+from rebus.tokenizers.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingSettings:
+    """How codes are sampled and painted; a saved model names the settings it draws best with."""
+
+    guidance: float = 3.0
+    """How far to go from what the model draws unasked to what it draws when asked; 1 is none, and twice as fast."""
+    temperature: float = 1.0
+    """Spread of the codes; 0 always takes the likeliest."""
+    top_k: int | None = None
+    """Only so many of the likeliest codes."""
+    top_p: float | None = None
+    """Only the likeliest codes that together have this probability."""
+    min_p: float | None = None
+    """Only codes at least this probable beside the likeliest."""
+    steps: int = 4
+    """Evaluations of the decoder."""
+
+    def __post_init__(self) -> None:
+        if not self.guidance >= 0:
+            raise ValueError(f"guidance must be at least 0, got {self.guidance}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """Returns how codes are sampled."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What the batch took that a drawing was made in."""
+
+    batch_size: int
+    codes_per_second: float | None
+    """Codes that the language model wrote, of all drawings together; None if it was given them."""
+    language_model_seconds: float
+    decoder_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawing:
+    """A picture, and what it takes to draw it again."""
+
+    image: Image.Image
+    tokens: Tokens
+    """Its codes, a batch of one."""
+    seed: int
+    settings: DrawingSettings
+    statistics: Statistics

@@ -1,0 +1,210 @@
+"""The language model: a stock Llama of ``transformers`` over a vocabulary of text, control tokens and picture codes.
+
+The loss runs the stock body over packed documents. What follows a position is scored only against the ids of its kind:
+a code against the codes of its stream, all else against text and control tokens, as constrained decoding will ask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+
+from rebus.data.packing import PackedBatch, document_mask
+from rebus.data.rendering import NOT_TRAINED
+from rebus.tokenizers.vocabulary import Vocabulary
+
+INIT_STD = 0.02
+DOCUMENT_ATTENTION = "documents"
+"""The name under which ``transformers`` knows ``document_attention``."""
+_NUM_MIXED = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """The size of a Llama with tied embeddings."""
+
+    dim: int = 384
+    """Width of the residual stream."""
+    num_layers: int = 8
+    """Transformer blocks."""
+    num_heads: int = 6
+    """Attention heads."""
+    num_kv_heads: int = 6
+    """Heads of keys and values; fewer than ``num_heads`` are shared."""
+    ffn_dim: int = 1024
+    """Width inside the gated feed-forward layers."""
+    max_positions: int = 1024
+    """Longest document."""
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or self.num_heads % self.num_kv_heads:
+            shape = f"dim {self.dim}, {self.num_heads} heads, {self.num_kv_heads} kv heads"
+            raise ValueError(f"dim must be a multiple of num_heads, and num_heads of num_kv_heads, got {shape}")
+
+    def build(self, vocabulary: Vocabulary, generator: torch.Generator) -> LlamaForCausalLM:
+        """Builds the model with fresh weights: matrices and embeddings are normal with deviation 0.02."""
+        config = LlamaConfig(
+            vocab_size=vocabulary.size,
+            hidden_size=self.dim,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads,
+            intermediate_size=self.ffn_dim,
+            max_position_embeddings=self.max_positions,
+            tie_word_embeddings=True,
+            bos_token_id=vocabulary.bos,
+            eos_token_id=vocabulary.eos,
+            pad_token_id=vocabulary.pad,
+        )
+        model = LlamaForCausalLM(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=INIT_STD, generator=generator)
+        return model
+
+
+@dataclass(frozen=True, eq=False)
+class HeadTargets:
+    """What a part of the head is to predict, and where."""
+
+    places: Int[Tensor, " targets"]
+    """Positions, rows laid end to end, whose next id the part must predict."""
+    ids: Int[Tensor, " targets"]
+    """Those next ids, counted from the part's first."""
+    start: int
+    """First id of the part."""
+    stop: int
+    """One beyond its last id."""
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageBatch:
+    """Packed documents, and the targets of each part of the head: text and control, stream 0, stream 1, ..."""
+
+    packed: PackedBatch
+    document_lengths: tuple[int, ...]
+    """Lengths of the documents, rows laid end to end; the padding of a row counts as one."""
+    heads: tuple[HeadTargets, ...]
+    num_targets: Float[Tensor, " heads"]
+    """By which each part's loss is divided: its targets, or their mean over the processes that share a step."""
+
+
+def language_batch(packed: PackedBatch, vocabulary: Vocabulary) -> LanguageBatch:
+    """Returns packed documents with their targets sorted by part of the head."""
+    # A document's first id, bos, is no target, so no position has to predict across documents.
+    following = F.pad(packed.targets[:, 1:], (0, 1), value=NOT_TRAINED).flatten()
+    parts = [(0, vocabulary.control_range[1])]
+    parts += [vocabulary.code_range(stream) for stream in range(len(vocabulary.layout.streams))]
+    heads = []
+    for start, stop in parts:
+        places = ((following >= start) & (following < stop)).nonzero().squeeze(1)
+        heads.append(HeadTargets(places, following[places] - start, start, stop))
+    num_targets = torch.tensor([len(head.places) for head in heads], dtype=torch.float32)
+    return LanguageBatch(packed, _document_lengths(packed.documents), tuple(heads), num_targets)
+
+
+def _document_lengths(documents: Int[Tensor, "rows length"]) -> tuple[int, ...]:
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    edges = starts.flatten().nonzero().squeeze(1).tolist()
+    return tuple(stop - start for start, stop in zip(edges, [*edges[1:], documents.numel()], strict=True))
+
+
+def loss(model: LlamaForCausalLM, batch: LanguageBatch) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """Returns the mean negative log-likelihood of all targets in nats, and that of text and codes by themselves."""
+    hidden = _body(model, batch)
+    weight = model.lm_head.weight
+    sums, accuracy = [], hidden.new_zeros(())
+    for head in batch.heads:
+        logits = F.linear(hidden[head.places], weight[head.start : head.stop]).float()
+        sums.append(F.cross_entropy(logits, head.ids, reduction="sum"))
+        if head.start > 0:
+            accuracy = accuracy + (logits.detach().argmax(-1) == head.ids).sum()
+    likelihoods, counts = torch.stack(sums), batch.num_targets
+    num_codes = counts[1:].sum().clamp_min(1)
+    metrics = {
+        "text_loss": likelihoods[0].detach() / counts[0].clamp_min(1),
+        "code_loss": likelihoods[1:].sum().detach() / num_codes,
+        "code_accuracy": accuracy / num_codes,
+    }
+    return likelihoods.sum() / counts.sum().clamp_min(1), metrics
+
+
+def _body(model: LlamaForCausalLM, batch: LanguageBatch) -> Float[Tensor, "positions dim"]:
+    """Returns what the stock body makes of all rows, laid end to end."""
+    packed, extra = batch.packed, {}
+    if model.config._attn_implementation == DOCUMENT_ATTENTION:
+        extra["document_lengths"] = batch.document_lengths
+    else:
+        extra["attention_mask"] = document_mask(packed.documents)
+    output = model.model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **extra)
+    return rearrange(output.last_hidden_state, "rows length dim -> (rows length) dim")
+
+
+def document_attention(
+    module: nn.Module,
+    query: Float[Tensor, "rows heads length dim"],
+    key: Float[Tensor, "rows kv_heads length dim"],
+    value: Float[Tensor, "rows kv_heads length dim"],
+    attention_mask: None,
+    *,
+    scaling: float,
+    document_lengths: Sequence[int],
+    **_: Any,
+) -> tuple[Float[Tensor, "rows length heads dim"], None]:
+    """Attends within each document by itself, with no mask over the whole row: the faster way on a CPU.
+
+    It is an ``attn_implementation`` of ``transformers``. Equal to the stock one under ``document_mask``, except on
+    padding, which is read by nobody.
+    """
+    del module, attention_mask
+    groups, rows = query.shape[1] // key.shape[1], query.shape[0]
+    flat = "rows heads length dim -> (rows length) heads dim"
+    queries = (rearrange(query, flat) * scaling).to(value.dtype).split(list(document_lengths))
+    shared = "rows heads length dim -> (rows length) (heads groups) dim"
+    keys = repeat(key, shared, groups=groups).to(value.dtype).split(list(document_lengths))
+    values = repeat(value, shared, groups=groups).split(list(document_lengths))
+    longest = max(document_lengths)
+    causal = torch.full((longest, longest), float("-inf"), dtype=value.dtype, device=value.device).triu(1)
+    attended = []
+    for one_query, one_key, one_value in zip(queries, keys, values, strict=True):
+        mask = causal[: len(one_query), : len(one_query)]
+        transposed = rearrange(one_key, "length heads dim -> heads dim length")
+        scores = torch.baddbmm(mask, one_query.transpose(0, 1), transposed)
+        attended.append((scores.softmax(dim=-1) @ one_value.transpose(0, 1)).transpose(0, 1))
+    return rearrange(torch.cat(attended), "(rows length) heads dim -> rows length heads dim", rows=rows), None
+
+
+AttentionInterface.register(DOCUMENT_ATTENTION, document_attention)
+
+
+def extend_embeddings(model: LlamaForCausalLM, new_size: int, generator: torch.Generator) -> None:
+    """Gives the model more ids; the old ones keep their rows.
+
+    Each new row is a random mean of 16 old rows, so it lies in their convex hull: no new id can outscore all old ones,
+    and a pretrained model goes on as before. The new rows have the mean and 2 / 17 of the covariance of the old.
+
+    Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models",
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html.
+    Differs: exactly in the hull, where a normal distribution is so only nearly.
+
+    Raises:
+        ValueError: if the model has more ids already.
+    """
+    old_size = model.config.vocab_size
+    if new_size < old_size:
+        raise ValueError(f"new_size must be at least the model's {old_size}, got {new_size}")
+    model.resize_token_embeddings(new_size, mean_resizing=False)
+    shape = (new_size - old_size, _NUM_MIXED)
+    chosen = torch.randint(old_size, shape, generator=generator)
+    shares = torch.empty(shape).exponential_(generator=generator)
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    for matrix in (model.model.embed_tokens.weight, model.lm_head.weight):
+        rows = matrix.data[chosen].float()
+        matrix.data[old_size:] = torch.einsum("nm,nmd->nd", shares.to(rows), rows).to(matrix.dtype)

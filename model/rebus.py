@@ -1,0 +1,267 @@
+"""A whole model from one folder: draws, describes, answers and talks. Each part is read when it is first needed."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from einops import rearrange
+from PIL import Image
+
+from rebus.data.image_files import fit, read_picture
+from rebus.data.rendering import parse_parts, render_prompt
+from rebus.data.samples import Message, Picture, Sample, pictures, with_tokens
+from rebus.model.drawing import Drawing, DrawingSettings, Statistics
+from rebus.model.engine import Engine
+from rebus.model.llama_weights import read_llama
+from rebus.model.sampling import Sampling
+from rebus.model.saved import SavedModel
+from rebus.tokenizers.image_tokenizer import ImageTokenizer
+from rebus.tokenizers.text_tokenizer import TextTokenizer
+from rebus.tokenizers.tokens import Tokens
+
+if TYPE_CHECKING:
+    from rebus.model.decoder import DecoderPipeline
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Rebus:
+    """A saved model. To talk, the image tokenizer is read only for a picture that is given, the decoder only to paint.
+
+    ``image_tokenizer``, ``engine`` (the language model) and ``painter`` (decoder and auto-encoder) are the parts.
+    """
+
+    def __init__(self, saved: SavedModel, device: str, dtype: torch.dtype) -> None:
+        self.saved = saved
+        self.device = device
+        self.dtype = dtype
+        self.text_tokenizer = TextTokenizer.load(saved.path("text_tokenizer"))
+
+    @staticmethod
+    def load(folder: Path | str, *, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32") -> "Rebus":
+        """Opens a saved model.
+
+        Args:
+            folder: such as ``assets/mini``.
+            device: a torch device.
+            dtype: number format of the language model; the other parts stay in float32.
+
+        Raises:
+            ValueError: if the folder holds no model whose parts fit together, or torch has no such device here.
+        """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device must be one that torch has here, such as cpu, got {device}") from error
+        return Rebus(SavedModel.open(Path(folder)), device, DTYPES[dtype])
+
+    def draw(
+        self,
+        prompts: str | Message | Sequence[str | Message],
+        *,
+        num_images: int = 1,
+        seed: int | Sequence[int] = 0,
+        **settings: Any,
+    ) -> list[Drawing]:
+        """Returns pictures drawn as one batch, those of the first prompt first.
+
+        Args:
+            prompts: one or several; each a text, or what the user says in text and pictures, as for an edit.
+            num_images: pictures for each prompt.
+            seed: of each picture, or of the first, from which the others count on. Batches do not change a picture.
+            settings: fields of ``DrawingSettings`` that shall differ from the model's own.
+
+        Raises:
+            ValueError: if a prompt is empty or too long, or a setting is out of range.
+        """
+        chosen = replace(self.saved.settings, **settings)
+        several = [prompts] if isinstance(prompts, str | Message) else prompts
+        rendered = [ids for ids in self.render(several) for _ in range(num_images)]
+        seeds = _seeds(seed, len(rendered))
+        assert self.engine  # read before the clock starts
+        start = time.perf_counter()
+        rows = self._continue(rendered, chosen, seeds, max_text_tokens=0, num_pictures=1, start_picture=True)
+        tokens = Tokens.cat([part.tokens for row in rows for part in row if isinstance(part, Picture) and part.tokens])
+        return self._paint(tokens, chosen, seeds, time.perf_counter() - start)
+
+    def render(self, prompts: Sequence[str | Message]) -> list[list[int]]:
+        """Returns the ids of prompts to draw.
+
+        Raises:
+            ValueError: if one is empty or too long.
+        """
+        messages = [Message("user", (prompt,)) if isinstance(prompt, str) else prompt for prompt in prompts]
+        for message in messages:
+            if not any(part.strip() for part in message.parts if isinstance(part, str)):
+                raise ValueError("a prompt must hold text, got an empty one")
+        return self._render([(message,) for message in messages])
+
+    def look(self, image: Image.Image | Path) -> Picture:
+        """Returns a picture of any size, or the one in a file, as codes: what a message may hold.
+
+        Raises:
+            ValueError: if the file holds no picture.
+        """
+        return Picture(tokens=self._encode([self._picture(image)])[0])
+
+    def paint(self, tokens: Tokens, *, seed: int | Sequence[int] = 0, steps: int | None = None) -> list[Drawing]:
+        """Returns the pictures of codes, or of the first codes where the layout allows it, painted as one batch.
+
+        Args:
+            tokens: codes of this model's image tokenizer.
+            seed: of each picture, or of the first, from which the others count on.
+            steps: evaluations of the decoder; the model's own number by default.
+
+        Raises:
+            ValueError: if the codes are of another layout, or ``steps`` is less than 1.
+        """
+        settings = self.saved.settings if steps is None else replace(self.saved.settings, steps=steps)
+        return self._paint(tokens, settings, _seeds(seed, len(tokens.lengths)), None)
+
+    def caption(self, image: Image.Image | Path) -> str:
+        """Returns a description of a picture of any size, or of the one in a file."""
+        return self.captions([image])[0]
+
+    def captions(self, images: Sequence[Image.Image | Path]) -> list[str]:
+        """Returns a description of each picture, made as one batch."""
+        return self.answers(images, [self.saved.caption_request] * len(images))
+
+    def answer(self, image: Image.Image | Path, question: str) -> str:
+        """Returns the answer to a question about a picture of any size, or about the one in a file."""
+        return self.answers([image], [question])[0]
+
+    def answers(self, images: Sequence[Image.Image | Path], questions: Sequence[str]) -> list[str]:
+        """Returns the answer to a question about each picture, made as one batch."""
+        pairs = zip(images, questions, strict=True)
+        chats = [(Message("user", (self._picture(image), question)),) for image, question in pairs]
+        rendered = self._render(chats)
+        rows = self._continue(rendered, self.saved.settings, [0] * len(chats), max_text_tokens=200, num_pictures=0)
+        return ["".join(part for part in row if isinstance(part, str)) for row in rows]
+
+    def generate(
+        self, messages: Sequence[Message], *, max_text_tokens: int = 200, seed: int = 0, **settings: Any
+    ) -> Message:
+        """Returns what the assistant says next in a chat; its pictures are codes, for ``paint``.
+
+        Args:
+            messages: of the user and the assistant in turn.
+            max_text_tokens: length of the text at which the answer breaks off; it has at most four pictures.
+            seed: of all random draws.
+            settings: fields of ``DrawingSettings`` that shall differ from the model's own.
+
+        Raises:
+            ValueError: if the chat is too long, or a setting is out of range.
+        """
+        chosen = replace(self.saved.settings, **settings)
+        rendered = self._render([messages])
+        (parts,) = self._continue(rendered, chosen, _seeds(seed, 1), max_text_tokens=max_text_tokens, num_pictures=4)
+        return Message("assistant", parts)
+
+    @cached_property
+    def image_tokenizer(self) -> ImageTokenizer:
+        """Reads pictures."""
+        return ImageTokenizer.load(self.saved.path("image_tokenizer"), self.device)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Continues texts and pictures."""
+        weights = read_llama(self.saved.path("language_model"), self.device, self.dtype)
+        return Engine(weights, self.saved.vocabulary)
+
+    @cached_property
+    def painter(self) -> "DecoderPipeline":
+        """Paints codes."""
+        from rebus.model.decoder import DecoderPipeline, DiffusionDecoder
+        from rebus.model.vae import load_vae
+
+        tokenizer_hash = self.saved.image_tokenizer_hash
+        decoder = DiffusionDecoder.load(self.saved.path("decoder"), self.device, tokenizer_hash=tokenizer_hash)
+        return DecoderPipeline(decoder, load_vae(self.saved.path("vae"), self.device))
+
+    def _paint(
+        self, tokens: Tokens, settings: DrawingSettings, seeds: list[int], written_in: float | None
+    ) -> list[Drawing]:
+        """Returns the pictures of codes that the language model wrote in so many seconds, or that were given."""
+        painter = self.painter  # read before the clock starts
+        start = time.perf_counter()
+        pictures = painter.render(tokens, steps=settings.steps, seed=seeds)
+        pixels = rearrange((pictures * 255).round().byte().cpu(), "batch rgb height width -> batch height width rgb")
+        statistics = Statistics(
+            batch_size=len(seeds),
+            codes_per_second=written_in and len(seeds) * self.saved.vocabulary.num_codes / written_in,
+            language_model_seconds=written_in or 0.0,
+            decoder_seconds=time.perf_counter() - start,
+        )
+        images = [Image.fromarray(one.numpy()) for one in pixels]
+        return [
+            Drawing(image=image, tokens=tokens.row(row), seed=seed, settings=settings, statistics=statistics)
+            for row, (image, seed) in enumerate(zip(images, seeds, strict=True))
+        ]
+
+    def _render(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Returns the ids of prompts."""
+        samples = [Sample(tuple(chat)) for chat in chats]
+        codes = iter(self._encode([picture for sample in samples for picture in pictures(sample)]))
+        vocabulary, room = self.saved.vocabulary, self.saved.max_positions - self.saved.vocabulary.num_codes - 2
+        prompts = []
+        for sample in samples:
+            rows = [next(codes) for _ in pictures(sample)]
+            ids = render_prompt(with_tokens(sample, rows).messages, self.text_tokenizer, vocabulary)
+            if len(ids) > room:
+                raise ValueError(f"a prompt must be at most {room} tokens long, got {len(ids)}")
+            prompts.append(ids)
+        return prompts
+
+    def _picture(self, image: Image.Image | Path) -> Picture:
+        size_px = self.saved.image_size_px
+        return Picture(read_picture(image, size_px) if isinstance(image, Path) else fit(image, size_px))
+
+    def _encode(self, shown: Sequence[Picture]) -> list[Tokens]:
+        """Returns the codes of pictures; those that have none yet are encoded as one batch."""
+        fresh = [torch.tensor(picture.pixels) for picture in shown if picture.tokens is None]
+        if not fresh:
+            return [picture.tokens for picture in shown if picture.tokens is not None]
+        pixels = rearrange(torch.stack(fresh), "batch height width rgb -> batch rgb height width")
+        encoded = self.image_tokenizer.encode(pixels.to(self.device)).to("cpu")
+        new = (encoded.row(index) for index in range(len(fresh)))
+        return [next(new) if picture.tokens is None else picture.tokens for picture in shown]
+
+    def _continue(
+        self,
+        prompts: Sequence[list[int]],
+        settings: DrawingSettings,
+        seeds: Sequence[int],
+        *,
+        max_text_tokens: int,
+        num_pictures: int,
+        start_picture: bool = False,
+    ) -> list[tuple[str | Picture, ...]]:
+        """Returns what the assistant says to each prompt."""
+        vocabulary = self.saved.vocabulary
+        unconditional = render_prompt([Message("user", ())], self.text_tokenizer, vocabulary)
+        rows = self.engine.generate(
+            list(prompts),
+            unconditional=[unconditional] * len(prompts),
+            guidance=settings.guidance,
+            text=Sampling(temperature=0.0),
+            picture=settings.sampling(),
+            max_text_tokens=max_text_tokens,
+            num_pictures=num_pictures,
+            start_picture=start_picture,
+            seeds=list(seeds),
+        )
+        said = [row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row for row in rows]
+        return [parse_parts(row, self.text_tokenizer, vocabulary) for row in said]
+
+
+def _seeds(seed: int | Sequence[int], number: int) -> list[int]:
+    seeds = list(range(seed, seed + number)) if isinstance(seed, int) else list(seed)
+    if len(seeds) != number:
+        raise ValueError(f"seed must be one or {number}, got {len(seeds)}")
+    if not all(0 <= one < 2**63 for one in seeds):
+        raise ValueError(f"seed must lie in [0, 2**63), got {seed}")
+    return seeds

@@ -1,0 +1,140 @@
+"""The folder of a saved model, and the checks that its parts belong together before any of them is read.
+
+At the root a stock language model with its tokenizer; ``image_tokenizer/``, ``decoder/`` and ``vae/`` beside it; and
+``rebus.json``, which says what they have in common and holds the SHA-256 of their weights.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rebus.model.drawing import DrawingSettings
+from rebus.tokenizers.vocabulary import Vocabulary
+
+FORMAT = 1
+DESCRIPTION = "rebus.json"
+WEIGHTS = {
+    "language_model": "model.safetensors",
+    "text_tokenizer": "tokenizer.model",
+    "image_tokenizer": "image_tokenizer/model.safetensors",
+    "decoder": "decoder/model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+}
+"""The file of each part that holds what it has learned."""
+_LIBRARIES = ("rebus-lm", "torch", "transformers", "diffusers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """What ``rebus.json`` says."""
+
+    folder: Path
+    """Where the model is."""
+    hash: str
+    """The first 16 hex digits of the SHA-256 of ``rebus.json``, and so of everything that was learned."""
+    vocabulary: Vocabulary
+    """Ids of text and codes."""
+    max_positions: int
+    """Ids that the language model can hold at a time."""
+    image_size_px: int
+    """Side of the pictures."""
+    image_tokenizer_hash: str
+    """That of the tokenizer whose codes the language model writes and the decoder paints."""
+    caption_request: str
+    """What the user says to have a picture described, as in training."""
+    settings: DrawingSettings
+    """How the model draws best."""
+    weights: dict[str, str]
+    """SHA-256 of the file of each part."""
+
+    @staticmethod
+    def open(folder: Path) -> "SavedModel":
+        """Reads the description of a model and checks that its parts fit; reads no weights.
+
+        Raises:
+            ValueError: if there is no model, it is of another format, or its parts do not belong together.
+        """
+        text = _read(folder, DESCRIPTION)
+        values = json.loads(text)
+        if values["format"] != FORMAT:
+            raise ValueError(f"{folder}: format of {DESCRIPTION} must be {FORMAT}, got {values['format']}")
+        config = json.loads(_read(folder, "config.json"))
+        vocabulary = Vocabulary.from_dict(values["vocabulary"])
+        if config["vocab_size"] != vocabulary.size:
+            known, codes = vocabulary.size, sum(stream.size for stream in vocabulary.layout.streams)
+            parts = f"{vocabulary.num_text} of text, {len(vocabulary.control_names)} of control and {codes} of codes"
+            got = config["vocab_size"]
+            raise ValueError(f"{folder}: the language model must have {known} ids ({parts}), got vocab_size {got}")
+        expected = values["image_tokenizer_hash"]
+        decoder = json.loads(_read(folder, "decoder/config.json"))
+        trained_with = {
+            "language model": config.get("image_tokenizer_hash"),
+            "decoder": decoder["tokenizer_hash"],
+        }
+        for part, got in trained_with.items():
+            if got != expected:
+                raise ValueError(f"{folder}: the {part} must be of image tokenizer {expected}, got {got}")
+        return SavedModel(
+            folder=folder,
+            hash=hashlib.sha256(text.encode()).hexdigest()[:16],
+            vocabulary=vocabulary,
+            max_positions=config["max_position_embeddings"],
+            image_size_px=values["image_size_px"],
+            image_tokenizer_hash=expected,
+            caption_request=values["caption_request"],
+            settings=DrawingSettings(**values["settings"]),
+            weights=values["weights"],
+        )
+
+    def path(self, part: str) -> Path:
+        """Returns the folder of a part whose weights are those that ``rebus.json`` names.
+
+        Raises:
+            ValueError: if they are others, or none.
+        """
+        path = self.folder / WEIGHTS[part]
+        if not path.is_file():
+            raise ValueError(f"{path} must be a part of the saved model, got no such file")
+        got = _sha256(path)
+        if got != self.weights[part]:
+            expected = self.weights[part][:16]
+            raise ValueError(f"{path} must have the SHA-256 {expected}... of {DESCRIPTION}, got {got[:16]}...")
+        return path.parent
+
+
+def describe(
+    folder: Path, vocabulary: Vocabulary, image_size_px: int, caption_request: str, settings: DrawingSettings
+) -> None:
+    """Writes the description of a model whose parts all lie in the folder."""
+    weights = {part: _sha256(folder / name) for part, name in WEIGHTS.items()}
+    values = {
+        "format": FORMAT,
+        "vocabulary": vocabulary.to_dict(),
+        "image_size_px": image_size_px,
+        "image_tokenizer_hash": weights["image_tokenizer"][:16],
+        "caption_request": caption_request,
+        "settings": asdict(settings),
+        "weights": weights,
+        "versions": versions(),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Returns the installed versions of what decides over a picture."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def _read(folder: Path, name: str) -> str:
+    path = folder / name
+    if not path.is_file():
+        wanted = f"{folder} must be the folder of a saved model"
+        raise ValueError(f"{wanted}, got {f'no {name} in it' if folder.is_dir() else 'no such folder'}")
+    return path.read_text()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

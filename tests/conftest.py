@@ -1,0 +1,91 @@
+"""A tiny world for tests: sizes are distinct and mostly prime, so that swapped dimensions and ranges show."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from rebus.tokenizers.text_tokenizer import TextTokenizer
+from rebus.tokenizers.tokens import CodeLayout, Stream
+from rebus.tokenizers.vocabulary import Vocabulary
+
+settings.register_profile("rebus", max_examples=25, deadline=None, derandomize=True, database=None)
+settings.load_profile("rebus")
+
+WORDS = (
+    "a cat dog banana picture left right of the on red blue in style with two three what is there draw describe "
+    "anagram many how aaa hahaha Noto 3D (flat) yes, no. <picture> it's"
+).split()
+
+
+@pytest.fixture(scope="session")
+def layout() -> CodeLayout:
+    return CodeLayout("grid", 6, (Stream("coarse", 7), Stream("fine", 11)), grid=(2, 3))
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer() -> TextTokenizer:
+    rng = random.Random(0)
+    sentences = [" ".join(rng.choices(WORDS, k=rng.randint(2, 9))) for _ in range(300)]
+    return TextTokenizer.train(sentences, num_pieces=421)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(layout: CodeLayout, text_tokenizer: TextTokenizer) -> Vocabulary:
+    return Vocabulary(text_tokenizer.num_pieces, layout)
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory, text_tokenizer: TextTokenizer) -> Path:
+    """A folder with all parts of a model, as the stages export them, with random weights."""
+    # Imported here, so that tests of other things start fast.
+    import torch
+
+    from rebus.model.decoder import DecoderConfig
+    from rebus.model.language_model import LanguageModelConfig
+    from rebus.model.vae import VaeConfig
+    from rebus.tokenizers.encoders import VitEncoderConfig
+    from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
+    from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+    from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
+
+    folder = tmp_path_factory.mktemp("exports")
+    torch.manual_seed(0)
+    image_tokenizer = ImageTokenizerConfig(
+        image_size_px=24,
+        encoder=VitEncoderConfig(patch_px=8, dim=16, depth=1, num_heads=2),
+        quantizer=FiniteScalarConfig(levels=(5, 3)),
+        pixel_decoder=PixelDecoderConfig(dim=16, depth=1, num_heads=2),
+    ).build()
+    image_tokenizer.save(folder / "image_tokenizer")
+    vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
+    sizes = LanguageModelConfig(dim=20, num_layers=2, num_heads=2, num_kv_heads=1, ffn_dim=28, max_positions=96)
+    language_model = sizes.build(vocabulary, torch.Generator().manual_seed(1))
+    language_model.config.image_tokenizer_hash = image_tokenizer.hash
+    language_model.save_pretrained(folder / "language_model")
+    text_tokenizer.save(folder / "language_model", vocabulary)
+    decoder_config = DecoderConfig(latent_channels=3, latent_size=(12, 12), patch=4, dim=20, depth=1, num_heads=2)
+    decoder = decoder_config.build(image_tokenizer.layout, image_tokenizer.hash)
+    for parameter in decoder.parameters():
+        if not parameter.any():  # untrained, it would paint the noise whatever the codes are
+            torch.nn.init.normal_(parameter, std=0.3)
+    decoder.save(folder / "decoder")
+    VaeConfig(fold_px=2, block_out_channels=(8,), latent_channels=3).build().save_pretrained(folder / "vae")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def saved_model(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a saved model of those parts."""
+    from rebus.train.assemble import AssembleConfig, assemble
+
+    parts = {name: exports / name for name in ("language_model", "image_tokenizer", "decoder", "vae")}
+    output = tmp_path_factory.mktemp("models") / "tiny"
+    assemble(AssembleConfig(**parts, output=output))
+    return output
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the switch that writes golden numbers anew."""
+    parser.addoption("--regolden", action="store_true", help="write tests/golden.json anew")

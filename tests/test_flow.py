@@ -1,0 +1,68 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebus.model.flow import integrate, interpolate, logit_normal_times, velocity_target
+
+
+@pytest.fixture
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 2, 5, 7, generator=generator), torch.randn(3, 2, 5, 7, generator=generator)
+
+
+def test_noise_is_at_time_one_and_data_at_time_zero(pair):
+    clean, noise = pair
+    assert torch.equal(interpolate(clean, noise, torch.ones(3)), noise)
+    assert torch.equal(interpolate(clean, noise, torch.zeros(3)), clean)
+    mixed = interpolate(clean, noise, torch.tensor([0.0, 1.0, 0.5]))
+    assert torch.equal(mixed[0], clean[0]) and torch.equal(mixed[1], noise[1])
+
+
+@given(early=st.floats(0, 1), late=st.floats(0, 1))
+def test_the_target_is_the_speed_along_the_line(early, late):
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 1, 3, 4, generator=generator, dtype=torch.float64)
+    moved = interpolate(clean, noise, torch.tensor([late]).double())
+    moved = moved - interpolate(clean, noise, torch.tensor([early]).double())
+    torch.testing.assert_close(moved, velocity_target(clean, noise) * (late - early), atol=1e-6, rtol=0)
+
+
+def euler(velocity, state, steps):
+    for index in range(steps):
+        time, following = 1 - index / steps, 1 - (index + 1) / steps
+        state = state + (following - time) * velocity(state, torch.full((len(state),), time))
+    return state
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 25])
+def test_the_scheduler_of_diffusers_equals_an_euler_loop(steps, pair):
+    seen = []
+
+    def velocity(state, time):
+        seen.append(time)
+        return torch.sin(3 * state) + time[:, None, None, None] ** 2 - 0.3 * state
+
+    _, noise = pair
+    torch.testing.assert_close(integrate(velocity, noise, steps), euler(velocity, noise, steps), atol=1e-5, rtol=0)
+    assert len(seen) == 2 * steps and all(time.dtype == torch.float32 and time.shape == (3,) for time in seen)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_known_line_is_followed_to_its_end_in_any_number_of_steps(steps, pair):
+    clean, noise = pair
+    painted = integrate(lambda state, time: velocity_target(clean, noise), noise, steps)
+    torch.testing.assert_close(painted, clean, atol=1e-5, rtol=0)
+
+
+def test_no_steps_are_refused(pair):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        integrate(lambda state, time: state, pair[1], 0)
+
+
+def test_times_have_gaussian_logits():
+    times = logit_normal_times(20_000, mean=0.5, std=1.5, generator=torch.Generator().manual_seed(0))
+    logits = times.logit()
+    assert times.dtype == torch.float32 and 0 < times.min() and times.max() < 1
+    assert abs(logits.mean() - 0.5) < 0.05 and abs(logits.std() - 1.5) < 0.05

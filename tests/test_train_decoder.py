@@ -1,0 +1,110 @@
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rebus.data.emoji import EmojiPack
+from rebus.model.decoder import DiffusionDecoder
+from rebus.model.vae import VaeConfig, fit_scale
+from rebus.tokenizers.encoders import VitEncoderConfig
+from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
+from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
+from rebus.train.decoder import PRESETS, DecoderStage, mini
+from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
+from rebus.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return EmojiPack.open()
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """Folders of an untrained auto-encoder and image tokenizer, for each preset."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("frozen")
+    images = torch.rand(4, 3, 128, 128)
+    for preset, vae, patch_px in (
+        ("tiny", VaeConfig(fold_px=4, block_out_channels=(8, 8)), 32),
+        ("mini", VaeConfig(block_out_channels=(8, 8)), 16),
+    ):
+        model = vae.build().eval()
+        fit_scale(model, images)
+        model.save_pretrained(folder / preset / "vae")
+        ImageTokenizerConfig(
+            encoder=VitEncoderConfig(patch_px=patch_px, dim=32, depth=1, num_heads=2),
+            pixel_decoder=PixelDecoderConfig(dim=16, depth=1, num_heads=2),
+        ).build().save(folder / preset / "tokenizer")
+    return folder
+
+
+def config_of(preset, frozen, **run):
+    config = PRESETS[preset]()
+    paths = {"vae": frozen / preset / "vae", "image_tokenizer": frozen / preset / "tokenizer"}
+    return replace(config, run=replace(config.run, **run), **paths)
+
+
+def test_it_learns_the_velocity_and_exports_what_it_learned(pack, frozen, tmp_path):
+    config = config_of("tiny", frozen, output=tmp_path)
+    stage = DecoderStage(config, pack)
+    before = stage.validate()["velocity_mse"]
+    assert train(stage, config.run, config.optim, config)
+    after = stage.validate()
+    assert after["velocity_mse"] < 0.88 * before  # 0.79 is the best without knowing any picture
+    assert after["psnr_db"] > 0
+    assert (tmp_path / "samples" / "painted.png").is_file()
+    exported = DiffusionDecoder.load(tmp_path / "export", tokenizer_hash=stage.tokenizer.hash)
+    assert exported.layout == stage.tokenizer.layout
+
+
+def test_ranks_share_the_batch_of_one_process(pack, frozen):
+    stage = DecoderStage(config_of("tiny", frozen), pack)
+    whole = stage.batch(3, 0, 1)
+    pictures = torch.arange(8).reshape(4, 2)
+    for rank in range(2):
+        part, rows = stage.batch(3, rank, 2), pictures[rank::2].flatten()
+        for name in ("noise", "time", "ids"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[rows])
+        torch.testing.assert_close(part.latents, whole.latents[rows], atol=1e-5, rtol=1e-5)
+    assert torch.equal(whole.latents[0], whole.latents[1]) and not torch.equal(whole.noise[0], whole.noise[1])
+    assert not torch.equal(whole.latents, stage.batch(4, 0, 1).latents)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds_and_takes_a_loss(preset, pack, frozen):
+    stage = DecoderStage(config_of(preset, frozen, batch_size=2), pack)
+    loss, _ = stage.loss(stage.batch(0, 0, 1))
+    assert torch.isfinite(loss) and 0.5 < loss < 4
+
+
+def test_noises_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ValueError, match="noises_per_picture must be a divisor of run.batch_size = 32, got 3"):
+        replace(mini(), noises_per_picture=3)
+
+
+def test_codes_are_spoilt_as_often_as_asked():
+    quantizer, config = FiniteScalarConfig().build(), ImperfectCodesConfig(dropped=0.2, cut=0.3, perturbed=0.5)
+    ids = torch.arange(64).reshape(64, 1)
+    rows = torch.stack([spoilt(ids, quantizer, config, random.Random(seed)) for seed in range(2000)])[..., 0]
+    held = rows >= 0
+    dropped, cut = ~held.any(dim=1), held.any(dim=1) & ~held.all(dim=1)
+    wrong = (held & (rows != ids[:, 0])).sum(dim=1) / held.sum(dim=1).clamp_min(1)
+    assert abs(dropped.float().mean() - 0.2) < 0.03 and abs(cut.float().mean() - 0.3) < 0.03
+    assert abs((wrong > 0).float()[~dropped].mean() - 0.5) < 0.1
+    assert 0.05 < wrong[held.all(dim=1) & (wrong > 0)].mean() < 0.11  # half of most_wrong, and no perturbed row unhurt
+    assert torch.equal(held.long().cummin(dim=1).values, held.long())  # what is kept is a prefix
+
+
+def test_perfect_codes_stay_as_they_are():
+    config = ImperfectCodesConfig(dropped=0.0, cut=0.0, perturbed=0.0)
+    ids = torch.arange(6).reshape(6, 1)
+    assert torch.equal(spoilt(ids, FiniteScalarConfig().build(), config, random.Random(0)), ids)
+
+
+@pytest.mark.parametrize("wrong", [{"dropped": 1.5}, {"most_wrong": -0.1}, {"dropped": 0.6, "cut": 0.6}])
+def test_wrong_shares_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        ImperfectCodesConfig(**wrong)

@@ -1,0 +1,95 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rebus.data.emoji import EmojiPack
+from rebus.train import pretrain, sft
+from rebus.train import tokenizer as tokenizer_stage
+from rebus.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return EmojiPack.open()
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer(tmp_path_factory):
+    """Folder of an untrained image tokenizer for whole scenes."""
+    folder = tmp_path_factory.mktemp("image_tokenizer")
+    torch.manual_seed(0)
+    tokenizer_stage.tiny().tokenizer.build().save(folder)
+    return folder
+
+
+def config_of(image_tokenizer, output, **run):
+    config = pretrain.tiny()
+    run = replace(config.run, output=output, log_every=1, **run)
+    return replace(config, image_tokenizer=image_tokenizer, run=run)
+
+
+def losses(output):
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def pretrained(pack, image_tokenizer, tmp_path_factory):
+    """Folder of a short pretraining of one process."""
+    config = config_of(image_tokenizer, tmp_path_factory.mktemp("pretrain"))
+    assert train(pretrain.pretrain_stage(config, pack), config.run, config.optim, config)
+    return config.run.output
+
+
+def test_pretraining_learns_and_plain_transformers_opens_what_it_exports(pretrained):
+    course = losses(pretrained)
+    assert course[-1] < 0.85 * course[0]
+    assert (pretrained / "samples" / "drawn.png").is_file()
+    model = AutoModelForCausalLM.from_pretrained(pretrained / "export")
+    tokenizer = AutoTokenizer.from_pretrained(pretrained / "export")
+    assert model.dtype == torch.bfloat16
+    assert torch.isfinite(model(torch.tensor([tokenizer("a cat")["input_ids"]])).logits).all()
+
+
+def test_finetuning_goes_on_from_the_export(pack, image_tokenizer, pretrained, tmp_path):
+    config = replace(
+        sft.tiny(),
+        run=replace(sft.tiny().run, output=tmp_path, log_every=1),
+        pretrained=pretrained / "export",
+        image_tokenizer=image_tokenizer,
+    )
+    assert train(sft.sft_stage(config, pack), config.run, config.optim, config)
+    course = losses(tmp_path)
+    assert course[0] < losses(pretrained)[0] and course[-1] < course[0]
+
+
+def test_a_model_of_another_vocabulary_is_refused(pack, image_tokenizer, pretrained, tmp_path):
+    torch.manual_seed(0)
+    other = tokenizer_stage.mini_scalar().tokenizer.build()
+    other.save(tmp_path)
+    config = replace(sft.tiny(), pretrained=pretrained / "export", image_tokenizer=tmp_path)
+    with pytest.raises(ValueError, match=r"vocabulary must have the tokenizers' \d+ ids, got \d+ in the model"):
+        sft.sft_stage(config, pack)
+    with pytest.raises(ValueError, match="pretrained must be an exported language model"):
+        sft.sft_stage(replace(config, pretrained=tmp_path / "none"), pack)
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_under_deepspeed_have_the_losses_of_one(image_tokenizer, pretrained, tmp_path):
+    flags = ["--preset", "tiny", "--image_tokenizer", str(image_tokenizer), "--run.output", str(tmp_path)]
+    # Only the first steps: the learning rate of the level part does not depend on their number.
+    flags += ["--run.steps", "8", "--optim.cooldown_fraction", "0", "--run.log_every", "1", "--run.threads", "1"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rebus.train.pretrain"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(name, None)
+    done = subprocess.run([sys.executable, *command, *flags], env=environment, capture_output=True, text=True)
+    # The export is the last thing written; a launcher's own exit code tells less.
+    assert (tmp_path / "export" / "model.safetensors").exists(), done.stderr[-3000:]
+    assert losses(tmp_path) == pytest.approx(losses(pretrained)[:8], abs=1e-4)

@@ -1,0 +1,82 @@
+"""A light decoder from code features to pixels: it teaches the codes what a picture looks like and shows previews."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from rebus.tokenizers.patch_transform import COEFFICIENT_SCALE, cosine_basis
+from rebus.tokenizers.tokens import CodeLayout
+from rebus.tokenizers.transformer import Transformer, sincos_positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelDecoderConfig:
+    """A vision transformer from code features to patches of pixels."""
+
+    dim: int = 256
+    """Width."""
+    depth: int = 4
+    """Number of transformer blocks."""
+    num_heads: int = 4
+    """Attention heads."""
+
+    def build(self, layout: CodeLayout, code_dim: int, grid: tuple[int, int], patch_px: int) -> "PixelDecoder":
+        """Builds the decoder for a layout of codes and a grid of patches."""
+        return PixelDecoder(layout, code_dim, grid, patch_px, self.dim, self.depth, self.num_heads)
+
+
+class PixelDecoder(nn.Module):
+    """Paints a picture from the features of its codes; codes beyond a prefix are replaced by a learned one.
+
+    On a grid each code joins the patch of its place; a sequence of codes stands beside the patches as context. A fresh
+    decoder reads the first channels of a code as cosine coefficients, see `patch_transform`.
+    """
+
+    def __init__(
+        self,
+        layout: CodeLayout,
+        code_dim: int,
+        grid: tuple[int, int],
+        patch_px: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+    ) -> None:
+        super().__init__()
+        self.on_grid = layout.kind == "grid"
+        self.grid = grid
+        self.patch_px = patch_px
+        self.embed = nn.Linear(code_dim, dim)
+        nn.init.eye_(self.embed.weight)
+        nn.init.zeros_(self.embed.bias)
+        self.missing = nn.Parameter(torch.zeros(dim))
+        self.positions = nn.Parameter(0.03 * sincos_positions(*grid, dim))
+        self.code_positions = None if self.on_grid else nn.Parameter(0.02 * torch.randn(layout.num_positions, dim))
+        self.transformer = Transformer(dim, depth, num_heads, has_norm=False)
+        self.to_pixels = nn.Linear(dim, 3 * patch_px * patch_px)
+        with torch.no_grad():
+            self.to_pixels.weight.copy_(cosine_basis(patch_px, dim).T * COEFFICIENT_SCALE)
+        nn.init.zeros_(self.to_pixels.bias)
+
+    def forward(
+        self, features: Float[Tensor, "batch positions dim"], mask: Bool[Tensor, "batch positions"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Returns pictures of about [0, 1]; positions where ``mask`` is False count as missing."""
+        codes = torch.where(mask[..., None], self.embed(features), self.missing)
+        if self.code_positions is None:
+            hidden = self.transformer(codes + self.positions)
+        else:
+            patches = self.positions.expand(len(codes), -1, -1)
+            context = codes + self.code_positions[: codes.shape[1]]
+            hidden = self.transformer(torch.cat([patches.to(context.dtype), context], dim=1))[:, : patches.shape[1]]
+        pixels = rearrange(
+            self.to_pixels(hidden),
+            "b (h w) (c p q) -> b c (h p) (w q)",
+            h=self.grid[0],
+            p=self.patch_px,
+            q=self.patch_px,
+        )
+        return pixels.float() * 0.5 + 0.5

@@ -1,0 +1,1 @@
+"""Quantizers, one file each, behind one contract (`contract.py`)."""

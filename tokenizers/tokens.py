@@ -1,0 +1,139 @@
+"""Discrete codes of a batch of pictures, and the layout that says how many there are and what each one means."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One code of the vector that stands at every position."""
+
+    name: str
+    """Distinct within a layout, such as ``"semantic"``."""
+    size: int
+    """Number of codes in the code book; ids lie in ``[0, size)``."""
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size of stream {self.name!r} must be at least 1, got {self.size}")
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """How the codes of one picture are arranged: everything that has to agree before codes may be exchanged."""
+
+    kind: Literal["grid", "sequence"]
+    """``"grid"``: positions are the cells of a picture in raster order. ``"sequence"``: positions have no place."""
+    num_positions: int
+    """Positions of a whole picture."""
+    streams: tuple[Stream, ...]
+    """The codes at each position, in this order."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) of a grid; None for a sequence."""
+    prefix_decodable: bool = False
+    """Whether the first positions alone are a picture, as in a nested sequence."""
+
+    def __post_init__(self):
+        if self.num_positions < 1:
+            raise ValueError(f"num_positions must be at least 1, got {self.num_positions}")
+        names = [stream.name for stream in self.streams]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"streams must be at least one and have distinct names, got {names}")
+        if self.kind == "sequence" and self.grid is not None:
+            raise ValueError(f"grid must be None for a sequence, got {self.grid}")
+        rows, columns = self.grid or (0, 0)
+        if self.kind == "grid" and (min(rows, columns) < 1 or rows * columns != self.num_positions):
+            raise ValueError(f"grid must be (rows, columns) with {self.num_positions} cells, got {self.grid}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {**asdict(self), "streams": [asdict(stream) for stream in self.streams], "grid": self._grid_list()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CodeLayout":
+        """Returns the layout that ``to_dict`` wrote."""
+        streams = tuple(Stream(**stream) for stream in values["streams"])
+        grid = None if values["grid"] is None else tuple(values["grid"])
+        return cls(**{**values, "streams": streams, "grid": grid})
+
+    def _grid_list(self) -> list[int] | None:
+        return None if self.grid is None else list(self.grid)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Codes of a batch of pictures; a picture may hold only its first positions."""
+
+    ids: Int[Tensor, "batch positions streams"]
+    """int64 codes, each in ``[0, size)`` of its stream, and -1 beyond a picture's length."""
+    lengths: Int[Tensor, " batch"]
+    """int64 positions that each picture holds, at least 1."""
+    layout: CodeLayout
+
+    def __post_init__(self):
+        ids, lengths, layout = self.ids, self.lengths, self.layout
+        if ids.dtype != torch.int64 or lengths.dtype != torch.int64:
+            raise ValueError(f"ids and lengths must be int64, got {ids.dtype} and {lengths.dtype}")
+        if ids.ndim != 3 or ids.shape[0] < 1 or ids.shape[2] != len(layout.streams):
+            expected = f"(at least 1, positions, {len(layout.streams)})"
+            raise ValueError(f"ids must have shape {expected}, got {tuple(ids.shape)}")
+        if lengths.shape != ids.shape[:1]:
+            raise ValueError(f"lengths must have shape {tuple(ids.shape[:1])}, got {tuple(lengths.shape)}")
+        if ids.shape[1] > layout.num_positions:
+            raise ValueError(f"ids must have at most {layout.num_positions} positions, got {ids.shape[1]}")
+        if not ((lengths >= 1) & (lengths <= ids.shape[1])).all():
+            raise ValueError(f"lengths must lie in [1, {ids.shape[1]}], got {lengths.tolist()}")
+        self._check_values()
+
+    def _check_values(self):
+        held = self.mask.unsqueeze(-1)
+        if not (held | (self.ids == -1)).all():
+            raise ValueError("ids beyond a picture's length must be -1, got codes there")
+        sizes = torch.tensor([stream.size for stream in self.layout.streams], device=self.ids.device)
+        if (held & ((self.ids < 0) | (self.ids >= sizes))).any():
+            raise ValueError(f"ids must lie in [0, size) with sizes {sizes.tolist()}, got codes outside")
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch positions"]:
+        """True at the positions that a picture holds."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths.unsqueeze(1)
+
+    def prefix(self, length: int) -> "Tokens":
+        """Returns the first ``length`` positions of every picture (all of a picture that is shorter).
+
+        Raises:
+            ValueError: if ``length`` is not in ``[1, num_positions]``.
+        """
+        if not 1 <= length <= self.layout.num_positions:
+            raise ValueError(f"length must lie in [1, {self.layout.num_positions}], got {length}")
+        lengths = self.lengths.clamp(max=length)
+        return Tokens(self.ids[:, : int(lengths.max())], lengths, self.layout)
+
+    def row(self, index: int) -> "Tokens":
+        """Returns one picture as a batch of one, trimmed to its length."""
+        length = int(self.lengths[index])
+        return Tokens(self.ids[index, :length].unsqueeze(0), self.lengths[index].unsqueeze(0), self.layout)
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        """Returns the same codes on another device."""
+        return Tokens(self.ids.to(device), self.lengths.to(device), self.layout)
+
+    @classmethod
+    def cat(cls, batches: "Sequence[Tokens]") -> "Tokens":
+        """Returns all pictures as one batch, padded to the longest.
+
+        Raises:
+            ValueError: if there is no batch or the layouts differ.
+        """
+        layouts = {tokens.layout for tokens in batches}
+        if len(layouts) != 1:
+            raise ValueError(f"batches must share one layout, got {len(layouts)} layouts")
+        positions = max(tokens.ids.shape[1] for tokens in batches)
+        ids = [pad(tokens.ids, (0, 0, 0, positions - tokens.ids.shape[1]), value=-1) for tokens in batches]
+        return cls(torch.cat(ids), torch.cat([tokens.lengths for tokens in batches]), layouts.pop())

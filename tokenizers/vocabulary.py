@@ -1,0 +1,145 @@
+"""One id space for text and pictures: ``[text pieces][control][stream 0 codes][stream 1 codes]...``.
+
+Picture ids are always computed as ``first id of the stream + code``. They never pass through strings, so that text
+which spells the name of a code or of a control token stays text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+
+from rebus.tokenizers.tokens import CodeLayout, Tokens
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids that a language model reads and writes.
+
+    The attributes named after a token are its id. ``unk``, ``bos``, ``eos`` and ``pad`` are the first text pieces;
+    ``begin_picture``, ``end_picture``, ``user`` and ``assistant`` are the control tokens, in this order.
+    """
+
+    unk: ClassVar[int] = 0
+    bos: ClassVar[int] = 1
+    eos: ClassVar[int] = 2
+    pad: ClassVar[int] = 3
+    control_names: ClassVar[tuple[str, ...]] = ("<|picture|>", "<|/picture|>", "<|user|>", "<|assistant|>")
+
+    num_text: int
+    """Pieces of the text tokenizer, with the four special ones."""
+    layout: CodeLayout
+    """Codes of one picture."""
+
+    def __post_init__(self):
+        if self.num_text <= self.pad:
+            raise ValueError(f"num_text must be at least {self.pad + 1}, got {self.num_text}")
+
+    @cached_property
+    def begin_picture(self) -> int:
+        """Opens a picture."""
+        return self.num_text
+
+    @cached_property
+    def end_picture(self) -> int:
+        """Closes a picture after its last code."""
+        return self.num_text + 1
+
+    @cached_property
+    def user(self) -> int:
+        """Opens a message of the user."""
+        return self.num_text + 2
+
+    @cached_property
+    def assistant(self) -> int:
+        """Opens a message of the assistant."""
+        return self.num_text + 3
+
+    @property
+    def text_range(self) -> tuple[int, int]:
+        """Half-open range of the text pieces."""
+        return 0, self.num_text
+
+    @property
+    def control_range(self) -> tuple[int, int]:
+        """Half-open range of the control tokens."""
+        return self.num_text, self.num_text + len(self.control_names)
+
+    def code_range(self, stream: int) -> tuple[int, int]:
+        """Returns the half-open range of a stream's codes."""
+        return self._code_ranges[stream]
+
+    @cached_property
+    def size(self) -> int:
+        """Number of ids."""
+        return self._code_ranges[-1][1]
+
+    @cached_property
+    def num_codes(self) -> int:
+        """Code ids of one whole picture."""
+        return self.layout.num_positions * len(self.layout.streams)
+
+    @cached_property
+    def _code_ranges(self) -> tuple[tuple[int, int], ...]:
+        ranges = []
+        start = self.control_range[1]
+        for stream in self.layout.streams:
+            ranges.append((start, start + stream.size))
+            start += stream.size
+        return tuple(ranges)
+
+    def names_beyond_text(self) -> list[str]:
+        """Returns the names of all control tokens and codes, in the order of their ids."""
+        codes = [f"<|{stream.name}:{code}|>" for stream in self.layout.streams for code in range(stream.size)]
+        return [*self.control_names, *codes]
+
+    def flatten(self, row: Tokens) -> list[int]:
+        """Returns the code ids of one picture: position after position, and at each position stream after stream.
+
+        Raises:
+            ValueError: if ``row`` is not a batch of one, has another layout, or is a prefix that the layout forbids.
+        """
+        if row.layout != self.layout or len(row.lengths) != 1:
+            raise ValueError(f"row must be one picture of {self.layout}, got {len(row.lengths)} of {row.layout}")
+        length = int(row.lengths[0])
+        self._check_length(length)
+        starts = torch.tensor([start for start, _ in self._code_ranges])
+        return rearrange(row.ids[0, :length].cpu() + starts, "positions streams -> (positions streams)").tolist()
+
+    def unflatten(self, ids: Sequence[int]) -> Tokens:
+        """Returns the picture whose code ids ``flatten`` gave.
+
+        Raises:
+            ValueError: if there are too few or too many ids, or one lies outside the range of its stream.
+        """
+        num_streams = len(self.layout.streams)
+        if len(ids) % num_streams:
+            raise ValueError(f"number of code ids must be a multiple of {num_streams} streams, got {len(ids)}")
+        self._check_length(len(ids) // num_streams)
+        for index, token in enumerate(ids):
+            start, stop = self._code_ranges[index % num_streams]
+            if not start <= token < stop:
+                raise ValueError(f"code id {index} must lie in [{start}, {stop}), got {token}")
+        starts = torch.tensor([start for start, _ in self._code_ranges])
+        flat = torch.tensor(ids, dtype=torch.int64)
+        codes = rearrange(flat, "(positions streams) -> 1 positions streams", streams=num_streams) - starts
+        return Tokens(codes, torch.tensor([codes.shape[1]]), self.layout)
+
+    def _check_length(self, length: int):
+        whole = self.layout.num_positions
+        if length == whole or (self.layout.prefix_decodable and 1 <= length < whole):
+            return
+        allowed = f"1 to {whole}" if self.layout.prefix_decodable else f"{whole}"
+        raise ValueError(f"a picture must have {allowed} positions, got {length}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {"num_text": self.num_text, "layout": self.layout.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Vocabulary":
+        """Returns the vocabulary that ``to_dict`` wrote."""
+        return cls(values["num_text"], CodeLayout.from_dict(values["layout"]))

@@ -1,0 +1,150 @@
+"""What pretraining and supervised finetuning share: packed samples in, a saved language model out."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import torch.distributed as distributed
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from rebus.data.emoji import EmojiPack
+from rebus.data.loading import PackedLoader
+from rebus.data.mini_concepts import mini_concepts
+from rebus.data.samples import Sample
+from rebus.data.scene_sampler import SceneSampler
+from rebus.data.scene_text import SceneSamples
+from rebus.data.scenes import TASKS
+from rebus.model.engine import Engine
+from rebus.model.language_model import DOCUMENT_ATTENTION, LanguageBatch, language_batch, loss
+from rebus.model.sampling import Sampling
+from rebus.tokenizers.image_tokenizer import ImageTokenizer
+from rebus.tokenizers.text_tokenizer import TextTokenizer
+from rebus.tokenizers.tokens import Tokens
+from rebus.tokenizers.vocabulary import Vocabulary
+from rebus.train.config import RunConfig
+
+NUM_VALIDATION_BATCHES = 4
+
+
+def held_out_captions(held_out: SceneSamples) -> list[str]:
+    """Returns what the sheets of samples show: a held-out scene of each task, as its canonical caption."""
+    return [held_out.prompt(random.Random(f"sheet/{task}"), task)[1] for task in TASKS]
+
+
+def scene_samples(pack: EmojiPack) -> tuple[SceneSamples, SceneSamples]:
+    """Returns the samples of training and those of held-out scenes."""
+    concepts = mini_concepts(pack)
+    return SceneSamples(SceneSampler(pack, concepts, "train")), SceneSamples(SceneSampler(pack, concepts, "held_out"))
+
+
+def train_text_tokenizer(samples: SceneSamples, num_pieces: int, num_samples: int) -> TextTokenizer:
+    """Returns a tokenizer learned from the text of documents and chats, and from the labels and tags of the pack."""
+    words = (word for concept in samples.pack.concepts.values() for word in (concept.label, *concept.tags))
+    return TextTokenizer.train(itertools.chain(_texts(samples, num_samples), words), num_pieces)
+
+
+def _texts(samples: SceneSamples, number: int) -> Iterator[str]:
+    for index in range(number):
+        make = samples.document if index % 2 else samples.chat
+        for message in make(random.Random(f"text/{index}")).messages:
+            yield from (part for part in message.parts if isinstance(part, str))
+
+
+class LanguageStage:
+    """Samples in, next ids out."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        model: LlamaForCausalLM,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        make_samples: tuple[Callable[[random.Random], Sample], Callable[[random.Random], Sample]],
+        row_length: int,
+        prompts: list[list[int]],
+    ) -> None:
+        """Takes a model and what feeds it.
+
+        Args:
+            run: batch size in rows, and the seed.
+            model: over the vocabulary of both tokenizers.
+            text_tokenizer: saved with the model.
+            image_tokenizer: frozen.
+            make_samples: of the training, and held-out ones.
+            row_length: ids of a row; whole samples are packed into it.
+            prompts: ids after which the model draws a picture, to be looked at.
+
+        Raises:
+            ValueError: if the model has another vocabulary than the tokenizers.
+        """
+        self.vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
+        if model.config.vocab_size != self.vocabulary.size:
+            got = f"{model.config.vocab_size} in the model"
+            raise ValueError(f"the model's vocabulary must have the tokenizers' {self.vocabulary.size} ids, got {got}")
+        self.model = model
+        self.model.set_attn_implementation(DOCUMENT_ATTENTION)
+        self.text_tokenizer, self.image_tokenizer, self.prompts = text_tokenizer, image_tokenizer, prompts
+        self.loaders = [
+            PackedLoader(
+                make_sample=make_sample,
+                encode=image_tokenizer.encode,
+                text_tokenizer=text_tokenizer,
+                vocabulary=self.vocabulary,
+                rows=run.batch_size,
+                length=row_length,
+                seed=run.seed,
+            )
+            for make_sample in make_samples
+        ]
+
+    def batch(self, step: int, rank: int, world: int) -> LanguageBatch:
+        """Returns this rank's rows of the step's batch, each a pure function of its number."""
+        batch = language_batch(self.loaders[0].batch(step, rank, world), self.vocabulary)
+        if world > 1:
+            # Gradients are averaged over ranks as equals, so all divide by the same number of targets.
+            distributed.all_reduce(batch.num_targets)
+            batch.num_targets.div_(world)
+        return batch
+
+    def loss(self, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the mean loss of all targets, and that of text and codes by themselves."""
+        return loss(self.model, batch)
+
+    def validate(self) -> dict[str, float]:
+        """Returns the losses on held-out scenes."""
+        device = self.model.device
+        rows = []
+        for step in range(NUM_VALIDATION_BATCHES):
+            batch = language_batch(self.loaders[1].batch(step).to(device), self.vocabulary)
+            rows.append(loss(self.model, batch)[1])
+        return {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}
+
+    def samples(self, folder: Path) -> None:
+        """Writes a sheet of quick pictures, painted by the image tokenizer's own decoder from what the model draws."""
+        self.model.set_attn_implementation("sdpa")
+        rows = Engine(self.model, self.vocabulary).generate(
+            self.prompts,
+            text=Sampling(),
+            picture=Sampling(),
+            max_text_tokens=1,
+            num_pictures=1,
+            start_picture=True,
+            seeds=range(len(self.prompts)),
+        )
+        self.model.set_attn_implementation(DOCUMENT_ATTENTION)
+        codes = [self.vocabulary.unflatten(row[1 : 1 + self.vocabulary.num_codes]) for row in rows]
+        pictures = self.image_tokenizer.decode(Tokens.cat(codes))
+        sheet = (rearrange(pictures, "b c h w -> h (b w) c") * 255).round().byte()
+        Image.fromarray(sheet.numpy()).save(folder / "drawn.png")
+
+    def export(self, folder: Path) -> None:
+        """Writes the language model in bfloat16 and its text tokenizer, as stock ``transformers`` files."""
+        copy = deepcopy(self.model).bfloat16()  # transformers takes the format it writes down from the model
+        copy.set_attn_implementation("sdpa")
+        copy.save_pretrained(folder)
+        self.text_tokenizer.save(folder, self.vocabulary)

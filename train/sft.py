@@ -1,0 +1,93 @@
+"""Finetunes a pretrained language model on chats: drawing, answering, describing, editing and telling stories.
+
+python -m rebus.train.sft --preset mini --pretrained runs/pretrain/export --run.output runs/sft
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM
+
+from rebus.data.emoji import EmojiPack
+from rebus.data.rendering import render_prompt
+from rebus.data.samples import Message
+from rebus.tokenizers.image_tokenizer import ImageTokenizer
+from rebus.tokenizers.text_tokenizer import TextTokenizer
+from rebus.tokenizers.vocabulary import Vocabulary
+from rebus.train.config import OptimConfig, RunConfig, parse
+from rebus.train.language_stage import LanguageStage, held_out_captions, scene_samples
+from rebus.train.loop import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """A whole supervised finetuning."""
+
+    run: RunConfig
+    """Steps, rows of a batch, folders."""
+    optim: OptimConfig
+    """Learning rate and its course."""
+    pretrained: Path
+    """Exported language model with its text tokenizer."""
+    image_tokenizer: Path
+    """Exported image tokenizer that the language model was pretrained with."""
+    row_length: int = 512
+    """Ids of a row."""
+
+
+def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
+    """Returns the stage with the pretrained language model.
+
+    Raises:
+        ValueError: if the folder holds no language model, or one of another vocabulary.
+    """
+    if not (config.pretrained / "config.json").is_file():
+        raise ValueError(f"pretrained must be an exported language model, got {config.pretrained}")
+    samples, held_out = scene_samples(pack)
+    image_tokenizer = ImageTokenizer.load(config.image_tokenizer)
+    text_tokenizer = TextTokenizer.load(config.pretrained)
+    vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
+    requests = [(Message("user", (caption,)),) for caption in held_out_captions(held_out)]
+    return LanguageStage(
+        config.run,
+        LlamaForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32),
+        text_tokenizer,
+        image_tokenizer,
+        (samples.chat, held_out.chat),
+        config.row_length,
+        [render_prompt(request, text_tokenizer, vocabulary) for request in requests],
+    )
+
+
+def mini() -> SftConfig:
+    """The shipped chat model."""
+    return SftConfig(
+        run=RunConfig(output=Path("runs/sft"), steps=1500, batch_size=8, save_every=250, validate_every=500),
+        optim=OptimConfig(lr=5e-4, warmup_steps=50, cooldown_fraction=0.8, weight_decay=0.05),
+        pretrained=Path("runs/pretrain/export"),
+        image_tokenizer=Path("runs/tokenizer/export"),
+    )
+
+
+def tiny() -> SftConfig:
+    """A training of seconds, for tests."""
+    return SftConfig(
+        run=RunConfig(output=Path("runs/sft_tiny"), steps=10, batch_size=2, dtype="float32"),
+        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        pretrained=Path("runs/pretrain_tiny/export"),
+        image_tokenizer=Path("runs/tokenizer_tiny/export"),
+    )
+
+
+PRESETS = {"mini": mini, "tiny": tiny}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Finetunes a language model as the command line says."""
+    config = parse(PRESETS, argv, description=__doc__)
+    train(sft_stage(config, EmojiPack.open()), config.run, config.optim, config)
+
+
+if __name__ == "__main__":
+    main()
