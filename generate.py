@@ -33,15 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     with parser.refusing():
         prompts = _prompts(options)
         # Not before: a wrong command line is told of at once, while these take a second or two to import.
-        from rebus.model.drawing_files import picture_name, record, write_drawing, write_tokens
+        from rebus.model.drawing_files import picture_path, record, write_drawing, write_tokens
         from rebus.model.rebus import Rebus
 
         rebus = Rebus.load(options.model, device=options.device, dtype=options.dtype)
         drawings, records = [], []
         for drawing in _drawings(rebus, options, prompts):
             prompt = prompts[len(records)] if prompts else None
-            name = picture_name(len(records) + 1, prompt)
-            path = options.output if options.output.suffix == ".png" else options.output / name
+            path = picture_path(options.output, len(records) + 1, prompt)
             asked = {"file": str(path), "prompt": prompt, "image": options.image and str(options.image)}
             records.append(record(rebus, drawing, asked, time.perf_counter() - STARTED))
             drawings.append(drawing)

@@ -26,8 +26,8 @@ class DrawingSettings:
     """Evaluations of the decoder."""
 
     def __post_init__(self) -> None:
-        if not self.guidance >= 0:
-            raise ValueError(f"guidance must be at least 0, got {self.guidance}")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance must be at least 0 and finite, got {self.guidance}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         self.sampling()

@@ -53,10 +53,10 @@ def record(rebus: Rebus, drawing: Drawing, asked: Mapping[str, Any], total_secon
     }
 
 
-def picture_name(number: int, prompt: str | None) -> str:
-    """Returns the name of a picture's file: its number and what it shows."""
-    words = re.sub("[^a-z0-9]+", "-", (prompt or "").lower())[:60].strip("-")
-    return f"{number:03d}-{words}".strip("-") + ".png"
+def picture_path(output: Path, number: int, prompt: str | None) -> Path:
+    """Returns the file of a picture: ``output`` itself, or one in that folder with its number and what it shows."""
+    words = re.sub("[^a-z0-9]+", "-", (prompt or "").lower())[:60]
+    return output if output.suffix == ".png" else output / f"{f'{number:03d}-{words}'.strip('-')}.png"
 
 
 def write_drawing(path: Path, image: Image.Image, record: Mapping[str, Any]) -> None:

@@ -73,9 +73,10 @@ class Engine:
                 start where none may be.
         """
         others = [] if unconditional is None or guidance == 1 else list(unconditional)
-        if not prompts or len(seeds) != len(prompts) or len(others) not in (0, len(prompts)):
-            got = f"{len(prompts)} prompts, {len(others)} unconditional, {len(seeds)} seeds"
-            raise ValueError(f"prompts must be at least one, with as many unconditional ones and seeds, got {got}")
+        numbers = [len(prompts), len(seeds), len(prompts if unconditional is None else unconditional)]
+        if not prompts or len(set(numbers)) != 1:
+            got = "{} prompts, {} seeds, {} unconditional".format(*numbers)
+            raise ValueError(f"prompts must be at least one, with as many seeds and unconditional prompts, got {got}")
         if start_picture and num_pictures < 1:
             raise ValueError(f"num_pictures must be at least 1 to start with a picture, got {num_pictures}")
         longest = [max(len(row) for row in pair) for pair in zip(prompts, others or prompts, strict=True)]

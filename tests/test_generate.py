@@ -168,7 +168,7 @@ def test_a_file_that_is_no_picture_is_refused(make, message, refused, tmp_path):
         (("a cat",), "unknown flag a cat; --help lists them all"),
         (("--prompt", "a cat", "--steps", "x"), "argument --steps: invalid int value: 'x'"),
         (("--prompt", "a cat", "--steps", "0"), "steps must be at least 1, got 0"),
-        (("--prompt", "a cat", "--cfg-scale", "-1"), "guidance must be at least 0, got -1.0"),
+        (("--prompt", "a cat", "--cfg-scale", "-1"), "guidance must be at least 0 and finite, got -1.0"),
         (("--prompt", "a cat", "--temperature", "-1"), "temperature must be at least 0"),
         (("--prompt", "a cat", "--top-p", "2"), "top_p must lie in (0, 1], got 2.0"),
         (("--prompt", "a cat", "--num-images", "0"), "--num-images must be at least 1, got 0"),

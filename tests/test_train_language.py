@@ -69,6 +69,14 @@ def test_finetuning_goes_on_from_the_export(pack, image_tokenizer, pretrained, t
     assert course[0] < losses(pretrained)[0] and course[-1] < course[0]
 
 
+def test_codes_of_another_tokenizer_are_refused(pack, pretrained, tmp_path):
+    torch.manual_seed(1)
+    tokenizer_stage.tiny().tokenizer.build().save(tmp_path)
+    config = replace(sft.tiny(), pretrained=pretrained / "export", image_tokenizer=tmp_path)
+    with pytest.raises(ValueError, match=r"image_tokenizer must be [0-9a-f]{16}, as in pretraining, got [0-9a-f]{16}"):
+        sft.sft_stage(config, pack)
+
+
 def test_a_model_of_another_vocabulary_is_refused(pack, image_tokenizer, pretrained, tmp_path):
     torch.manual_seed(0)
     other = tokenizer_stage.mini_scalar().tokenizer.build()

@@ -86,6 +86,9 @@ class LanguageStage:
         if model.config.vocab_size != self.vocabulary.size:
             got = f"{model.config.vocab_size} in the model"
             raise ValueError(f"the model's vocabulary must have the tokenizers' {self.vocabulary.size} ids, got {got}")
+        trained_with = getattr(model.config, "image_tokenizer_hash", image_tokenizer.hash)  # a fresh one has none
+        if trained_with != image_tokenizer.hash:
+            raise ValueError(f"image_tokenizer must be {trained_with}, as in pretraining, got {image_tokenizer.hash}")
         self.model = model
         self.model.set_attn_implementation(DOCUMENT_ATTENTION)
         self.text_tokenizer, self.image_tokenizer, self.prompts = text_tokenizer, image_tokenizer, prompts
@@ -146,5 +149,6 @@ class LanguageStage:
         """Writes the language model in bfloat16 and its text tokenizer, as stock ``transformers`` files."""
         copy = deepcopy(self.model).bfloat16()  # transformers takes the format it writes down from the model
         copy.set_attn_implementation("sdpa")
+        copy.config.image_tokenizer_hash = self.image_tokenizer.hash
         copy.save_pretrained(folder)
         self.text_tokenizer.save(folder, self.vocabulary)
