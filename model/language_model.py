@@ -43,9 +43,9 @@ class LanguageModelConfig:
     """Longest document."""
 
     def __post_init__(self) -> None:
-        if self.dim % self.num_heads or self.num_heads % self.num_kv_heads:
-            shape = f"dim {self.dim}, {self.num_heads} heads, {self.num_kv_heads} kv heads"
-            raise ValueError(f"dim must be a multiple of num_heads, and num_heads of num_kv_heads, got {shape}")
+        if self.dim % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
+            got = f"{self.dim}, {self.num_heads} and {self.num_kv_heads}"
+            raise ValueError(f"dim must be an even multiple of num_heads, and that one of num_kv_heads, got {got}")
 
     def build(self, vocabulary: Vocabulary, generator: torch.Generator) -> LlamaForCausalLM:
         """Builds the model with fresh weights: matrices and embeddings are normal with deviation 0.02."""
