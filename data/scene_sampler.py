@@ -82,7 +82,7 @@ class SceneSampler:
         if task == "sign":
             sign_on_top = rng.random() < 0.5
             return (item_beside_sign(rng, concept, sign_on_top),), rng.choice(self.words), sign_on_top
-        size = rng.choice((64, 80, 96))
+        size = rng.choice((64, 96))
         return (Item(concept, _place(rng, size), _place(rng, size), size),), None, False
 
 
@@ -99,19 +99,16 @@ def two_items(rng: random.Random, concept_a: str, concept_b: str) -> tuple[Item,
 
 
 def counted_items(rng: random.Random, concept: str, count: int) -> tuple[Item, ...]:
-    """Returns up to 4 items of 48 px, one to a quadrant, or up to 16 items of 32 px in cells of 32 px."""
-    if count <= 4:
-        quadrants = sorted(rng.sample(range(4), count))
-        shifts = [(rng.choice((0, LATTICE_PX)), rng.choice((0, LATTICE_PX))) for _ in quadrants]
-        corners = [(cell % 2 * 64 + x, cell // 2 * 64 + y) for cell, (x, y) in zip(quadrants, shifts, strict=True)]
-        return tuple(Item(concept, x, y, 48) for x, y in corners)
-    cells = sorted(rng.sample(range(16), count))
-    return tuple(Item(concept, cell % 4 * 32, cell // 4 * 32, 32) for cell in cells)
+    """Returns up to 4 items of 64 px, or more of 32 px, each in a cell of its own size."""
+    size = 64 if count <= 4 else 32
+    cells_in_row = SCENE_SIZE_PX // size
+    cells = sorted(rng.sample(range(cells_in_row**2), count))
+    return tuple(Item(concept, cell % cells_in_row * size, cell // cells_in_row * size, size) for cell in cells)
 
 
 def item_beside_sign(rng: random.Random, concept: str, sign_on_top: bool) -> Item:
     """Returns an item that leaves room for the board of a sign at the top or at the bottom."""
-    size = rng.choice((64, 80))
+    size = 64
     first = SIGN_HEIGHT_PX if sign_on_top else 0
     last = SCENE_SIZE_PX - size - (0 if sign_on_top else SIGN_HEIGHT_PX)
     return Item(concept, _place(rng, size), rng.randrange(first, last + 1, LATTICE_PX), size)

@@ -10,8 +10,10 @@ from rebus.data.scene_questions import QuestionAnswer, questions
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene, draw
 
-DOCUMENT_WEIGHTS = {"caption": 0.55, "questions": 0.2, "edit": 0.15, "story": 0.1}
+DOCUMENT_WEIGHTS = {"caption": 0.6, "questions": 0.25, "edit": 0.1, "story": 0.05}
 CHAT_WEIGHTS = {"draw": 0.45, "questions": 0.25, "describe": 0.1, "edit": 0.12, "story": 0.08}
+CAPTION_FIRST_RATE = 2 / 3
+"""How often the caption of a document comes before its picture: to draw is harder to learn than to tell."""
 TEXT_DROP_RATE = 0.1
 """How often the text that asks for a picture is left out, so that guidance has a branch without it."""
 DESCRIBE_REQUEST = "Describe the picture."
@@ -88,7 +90,7 @@ class SceneSamples:
         if rng.random() < TEXT_DROP_RATE:
             return [picture]
         text = caption(scene, rng, self.pack)
-        return [text, picture] if rng.random() < 0.5 else [picture, text]
+        return [text, picture] if rng.random() < CAPTION_FIRST_RATE else [picture, text]
 
     def _draw_request(self, scene: Scene, rng: random.Random) -> str:
         if rng.random() < 0.5:

@@ -47,6 +47,10 @@ class UnifiedModel(Protocol):
         """Returns one drawing for each prompt."""
         ...
 
+    def rebuild(self, images: Sequence[Image.Image]) -> Sequence[Drawn]:
+        """Returns each picture as its codes keep it: encoded and painted again."""
+        ...
+
     def answers(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
         """Returns one answer for each picture and its question."""
         ...
@@ -65,6 +69,8 @@ class JudgedDrawing:
     verdict: Verdict
     true_verdict: Verdict
     """Of the composed scene that the prompt tells of: where it fails, the judge is at fault."""
+    rebuilt_verdict: Verdict
+    """Of that scene encoded and painted again: where it fails, image tokenizer and decoder cannot show the scene."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,10 @@ def drawings(
     result = []
     for start in range(0, number, batch_size):
         scenes, prompts = (list(one) for one in zip(*asked[start : start + batch_size], strict=True))
-        drawn = model.draw(prompts, seed=range(start, start + len(prompts)))
-        pictures = np.stack([np.asarray(one.image) for one in drawn])
-        truth = np.stack([draw(scene, samples.pack) for scene in scenes])
-        verdicts = judge.verdicts(scenes, pictures), judge.verdicts(scenes, truth)
+        pictures = _pixels(model.draw(prompts, seed=range(start, start + len(prompts))))
+        truth = _pictures(scenes, samples)
+        rebuilt = _pixels(model.rebuild(truth))
+        verdicts = [judge.verdicts(scenes, each) for each in (pictures, np.stack([*map(np.asarray, truth)]), rebuilt)]
         result += [JudgedDrawing(*each) for each in zip(prompts, pictures, *verdicts, strict=True)]
     return result
 
@@ -142,6 +148,10 @@ def _question(samples: SceneSamples, rng: random.Random, kind: str) -> tuple[Sce
         for one in questions(scene, rng, samples.sampler):
             if one.kind == kind:
                 return scene, one
+
+
+def _pixels(drawn: Sequence[Drawn]) -> UInt8[np.ndarray, "batch height width 3"]:
+    return np.stack([np.asarray(one.image) for one in drawn])
 
 
 def _pictures(scenes: Sequence[Scene], samples: SceneSamples) -> list[Image.Image]:

@@ -74,9 +74,10 @@ class Report:
     seconds: float
 
     def figures(self) -> dict[str, Any]:
-        """Returns each score with its 95 % interval, by task; the judge's own score on true pictures; the seconds."""
+        """Returns each score with its 95 % interval, by task, what true and rebuilt pictures score, and the seconds."""
         drawn = {name: [one.verdict.passed for one in done] for name, done in self.drawings.items()}
         true = {name: [one.true_verdict.passed for one in done] for name, done in self.drawings.items()}
+        rebuilt = {name: [one.rebuilt_verdict.passed for one in done] for name, done in self.drawings.items()}
         kinds = {kind: [one.passed for one in self.answers if one.kind == kind] for kind in QUESTION_KINDS}
         return {
             **_scores(drawn),
@@ -84,6 +85,7 @@ class Report:
             **_scores({"caption_facts": [one.share for one in self.captions]}),
             "vqa_by_kind": _scores(kinds),
             "judge_ceiling": _scores(true),
+            "rebuilt_ceiling": _scores(rebuilt),
             "seconds": self.seconds,
         }
 
@@ -150,14 +152,14 @@ def _scores(marks: Mapping[str, Sequence[bool | float]]) -> dict[str, dict[str, 
 
 
 def _table(figures: dict[str, Any]) -> Table:
-    """Returns the scores beside the judge's own on true pictures."""
-    table = Table("task", "score", "95 % interval", "of", "judge on true pictures")
+    """Returns the scores beside those of the true pictures, and of these encoded and painted again."""
+    table = Table("task", "score", "95 % interval", "of", "true pictures", "rebuilt")
     for name, value in figures.items():
         if isinstance(value, dict) and "score" in value:
-            ceiling = figures["judge_ceiling"].get(name)
-            table.add_row(*_cells(name, value), f"{ceiling['score']:.3f}" if ceiling else "")
+            ceilings = [figures[f"{kind}_ceiling"].get(name) for kind in ("judge", "rebuilt")]
+            table.add_row(*_cells(name, value), *(f"{one['score']:.3f}" if one else "" for one in ceilings))
     for kind, value in figures["vqa_by_kind"].items():
-        table.add_row(*_cells(f"  vqa: {kind}", value), "")
+        table.add_row(*_cells(f"  vqa: {kind}", value))
     table.title = f"held-out scenes, {figures['seconds']:.0f} s"
     return table
 

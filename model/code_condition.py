@@ -75,3 +75,14 @@ class CodeEmbedding(nn.Module):
             for embedding, size, column in zip(self.streams, self.sizes, ids.unbind(dim=-1), strict=True)
         ]
         return torch.stack(features).sum(dim=0)
+
+    @torch.no_grad()
+    def place(self, means: Float[Tensor, "codes values"]) -> None:
+        """Starts the rows of stream 0 at what their codes look like on average, such as their mean patch of latents.
+
+        That is then there to be read off, where it would have to be learned step by step. The features beyond those
+        values stay random, and tell codes of like looks apart.
+        """
+        table = next(self.streams.parameters())
+        width = min(means.shape[1], table.shape[1])
+        table[: len(means), :width] = means[:, :width]

@@ -8,11 +8,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from rebus.model.vae import decode_latents
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
 from rebus.tokenizers.tokens import CodeLayout, Tokens
 from rebus.tokenizers.transformer import sincos_positions
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +189,7 @@ class DiffusionDecoder(nn.Module):
 class DecoderPipeline:
     """A decoder with the auto-encoder of its latents: codes to pixels."""
 
-    def __init__(self, decoder: DiffusionDecoder, vae: AutoencoderKL) -> None:
+    def __init__(self, decoder: DiffusionDecoder, vae: "AutoencoderKL") -> None:
         if vae.config["latent_channels"] != decoder.config.latent_channels:
             wanted, got = decoder.config.latent_channels, vae.config["latent_channels"]
             raise ValueError(f"latent_channels of the auto-encoder must be {wanted}, got {got}")

@@ -5,10 +5,9 @@ https://arxiv.org/abs/2403.03206, sec. 2 and 3.1 (rectified flow, logit-normal t
 """
 
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
 
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor
 
@@ -43,12 +42,8 @@ def integrate(velocity: Velocity, noise: Float[Tensor, "batch ..."], steps: int)
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    scheduler: Any = FlowMatchEulerDiscreteScheduler()  # its annotations refuse plain tensors
-    # By default the last step would start at time 0.001, so that a single step would leave most noise where it is.
-    times = torch.linspace(1, 1 / steps, steps, device=noise.device)
-    scheduler.set_timesteps(sigmas=times.tolist(), device=noise.device)
+    times = torch.linspace(1, 0, steps + 1, device=noise.device)
     state = noise
-    for time, timestep in zip(times, scheduler.timesteps, strict=True):
-        speed = velocity(state, time.expand(len(state)))
-        state = scheduler.step(speed, timestep, state, return_dict=False)[0]
+    for time, following in pairwise(times):
+        state = state + (following - time) * velocity(state, time.expand(len(state)))
     return state

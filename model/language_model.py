@@ -69,6 +69,25 @@ class LanguageModelConfig:
         return model
 
 
+def place_codes(
+    model: LlamaForCausalLM,
+    vocabulary: Vocabulary,
+    features: Float[Tensor, "codes code_dim"],
+    generator: torch.Generator,
+) -> None:
+    """Starts the rows of the codes of stream 0 as a random projection of their features: like codes start alike.
+
+    The rows keep the deviation of all other fresh ones.
+    """
+    start, stop = vocabulary.code_range(0)
+    assert len(features) == stop - start
+    spread = features - features.mean(dim=0)
+    spread = spread / spread.std()
+    projection = torch.randn(features.shape[1], model.config.hidden_size, generator=generator)
+    with torch.no_grad():
+        model.lm_head.weight[start:stop] = INIT_STD * (spread @ F.normalize(projection, dim=0))
+
+
 @dataclass(frozen=True, eq=False)
 class HeadTargets:
     """What a part of the head is to predict, and where."""

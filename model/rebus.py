@@ -122,6 +122,10 @@ class Rebus:
         settings = self.saved.settings if steps is None else replace(self.saved.settings, steps=steps)
         return self._paint(tokens, settings, _seeds(seed, len(tokens.lengths)), None)
 
+    def rebuild(self, images: Sequence[Image.Image | Path]) -> list[Drawing]:
+        """Returns each picture as its codes keep it: encoded and painted again, as one batch."""
+        return self.paint(Tokens.cat(self._encode([self._picture(image) for image in images])))
+
     def caption(self, image: Image.Image | Path) -> str:
         """Returns a description of a picture of any size, or of the one in a file."""
         return self.captions([image])[0]
@@ -176,11 +180,11 @@ class Rebus:
     def painter(self) -> "DecoderPipeline":
         """Paints codes."""
         from rebus.model.decoder import DecoderPipeline, DiffusionDecoder
-        from rebus.model.vae import load_vae
+        from rebus.model.vae_weights import read_vae
 
         tokenizer_hash = self.saved.image_tokenizer_hash
         decoder = DiffusionDecoder.load(self.saved.path("decoder"), self.device, tokenizer_hash=tokenizer_hash)
-        return DecoderPipeline(decoder, load_vae(self.saved.path("vae"), self.device))
+        return DecoderPipeline(decoder, read_vae(self.saved.path("vae"), self.device))
 
     def _paint(
         self, tokens: Tokens, settings: DrawingSettings, seeds: list[int], written_in: float | None

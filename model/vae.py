@@ -7,13 +7,15 @@ Differs: no attention, so that it can be trained on crops, and pictures may have
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 IMAGE_CHANNELS = 3
 
@@ -43,8 +45,10 @@ class VaeConfig:
                 f"got {self.block_out_channels}"
             )
 
-    def build(self) -> AutoencoderKL:
+    def build(self) -> "AutoencoderKL":
         """Builds the auto-encoder with fresh weights; its latents are neither scaled nor shifted yet."""
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
         num_levels = len(self.block_out_channels)
         options: dict[str, Any] = {  # the annotations of diffusers allow one level only
             "down_block_types": ("DownEncoderBlock2D",) * num_levels,
@@ -66,13 +70,13 @@ class VaeConfig:
         )
 
 
-def downsampling(vae: AutoencoderKL) -> int:
+def downsampling(vae: "AutoencoderKL") -> int:
     """Returns how many pixels of a side one latent stands for."""
     return _fold_px(vae) * 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def posterior(
-    vae: AutoencoderKL, images: Float[Tensor, "batch 3 height width"]
+    vae: "AutoencoderKL", images: Float[Tensor, "batch 3 height width"]
 ) -> tuple[Float[Tensor, "batch channels rows columns"], Float[Tensor, "batch channels rows columns"]]:
     """Returns mean and log variance of the latents of pictures in [0, 1], neither scaled nor shifted.
 
@@ -88,7 +92,7 @@ def posterior(
 
 
 def rebuild(
-    vae: AutoencoderKL, latents: Float[Tensor, "batch channels rows columns"]
+    vae: "AutoencoderKL", latents: Float[Tensor, "batch channels rows columns"]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Returns the pictures of latents that are neither scaled nor shifted, about [0, 1] but not clamped to it."""
     return (F.pixel_shuffle(vae.decoder(latents), _fold_px(vae)) + 1) / 2
@@ -96,7 +100,7 @@ def rebuild(
 
 @torch.no_grad()
 def encode_latents(
-    vae: AutoencoderKL, images: Float[Tensor, "batch 3 height width"]
+    vae: "AutoencoderKL", images: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, "batch channels rows columns"]:
     """Returns the mean latents of pictures in [0, 1], at about zero mean and unit spread over the training pictures.
 
@@ -108,20 +112,20 @@ def encode_latents(
 
 @torch.no_grad()
 def decode_latents(
-    vae: AutoencoderKL, latents: Float[Tensor, "batch channels rows columns"]
+    vae: "AutoencoderKL", latents: Float[Tensor, "batch channels rows columns"]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Returns pictures in [0, 1] from latents as ``encode_latents`` gives them."""
     return rebuild(vae, latents / vae.config["scaling_factor"] + vae.config["shift_factor"]).clamp(0, 1)
 
 
-def fit_scale(vae: AutoencoderKL, images: Float[Tensor, "batch 3 height width"]) -> None:
+def fit_scale(vae: "AutoencoderKL", images: Float[Tensor, "batch 3 height width"]) -> None:
     """Sets the scale and shift of the latents so that those of these pictures have zero mean and unit spread."""
     with torch.no_grad():
         latents = posterior(vae, images)[0].double()
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
 
 
-def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:
+def load_vae(folder: Path, device: str | torch.device = "cpu") -> "AutoencoderKL":
     """Reads an auto-encoder that ``save_pretrained`` wrote, in eval mode and frozen.
 
     Raises:
@@ -129,6 +133,8 @@ def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} must hold a saved auto-encoder (config.json), got no such file")
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True)
     if IMAGE_CHANNELS * _fold_px(vae) ** 2 != vae.config["in_channels"]:
         raise ValueError(f"{folder}: in_channels must be 3 times a square number, got {vae.config['in_channels']}")
@@ -136,5 +142,5 @@ def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-def _fold_px(vae: AutoencoderKL) -> int:
+def _fold_px(vae: "AutoencoderKL") -> int:
     return round((vae.config["in_channels"] / IMAGE_CHANNELS) ** 0.5)

@@ -172,13 +172,13 @@ def test_captions_of_all_concepts_are_read():
 
 def test_wrong_captions_lose_facts():
     reader = CaptionReader(pack(), mini_concepts(pack()))
-    scene = scene_of("cat", "bus", task="position")
+    scene = scene_of("cat", "house", task="position")
     right = scene_facts(scene)
-    assert reader.facts("a bus to the right of a cat on a pink background, in flat style") == right
-    assert len(right - reader.facts("a bus to the left of a cat on a pink background, in flat style")) == 1
-    assert len(right - reader.facts("a cat to the left of a bus on a red background, in 3D style")) == 2
-    assert len(right - reader.facts("two cats to the left of a bus on a pink background, in flat style")) == 1
-    assert reader.facts("a cat to the left of a bus on a pink background background, in flat style") == frozenset()
+    assert reader.facts("a house to the right of a cat on a pink background, in flat style") == right
+    assert len(right - reader.facts("a house to the left of a cat on a pink background, in flat style")) == 1
+    assert len(right - reader.facts("a cat to the left of a house on a red background, in 3D style")) == 2
+    assert len(right - reader.facts("two cats to the left of a house on a pink background, in flat style")) == 1
+    assert reader.facts("a cat to the left of a house on a pink background background, in flat style") == frozenset()
     assert reader.facts("") == frozenset()
 
 

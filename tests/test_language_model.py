@@ -15,6 +15,7 @@ from rebus.model.language_model import (
     extend_embeddings,
     language_batch,
     loss,
+    place_codes,
 )
 from rebus.tokenizers.tokens import Tokens
 
@@ -83,6 +84,20 @@ def test_packed_loss_is_that_of_the_documents_one_by_one(model, documents, vocab
     assert metrics["text_loss"].item() == pytest.approx(sum(text).item() / len(text), abs=1e-5)
     assert metrics["code_loss"].item() == pytest.approx(sum(codes).item() / len(codes), abs=1e-5)
     assert 0 < metrics["code_accuracy"] < 1
+
+
+def test_codes_start_as_alike_as_their_features(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    model = replace(CONFIG, dim=384, num_layers=1).build(vocabulary, generator)
+    before, (start, stop) = model.lm_head.weight.detach().clone(), vocabulary.code_range(0)
+    features = torch.randn(stop - start, 64, generator=generator)
+    features[1] = features[0] + 0.1
+    place_codes(model, vocabulary, features, generator)
+    rows = model.lm_head.weight.detach()
+    assert torch.equal(rows[:start], before[:start]) and torch.equal(rows[stop:], before[stop:])
+    assert 0.9 < rows[start:stop].std() / before.std() < 1.1
+    alike = torch.corrcoef(rows[start : start + 3])
+    assert alike[0, 1] > 0.9 and alike[0, 2].abs() < 0.5
 
 
 def test_document_attention_has_the_gradients_of_the_masked_one(model, documents, vocabulary):

@@ -1,10 +1,11 @@
 """Runs every bash and python block of the README, as a reader would, in a folder of links to the checkout.
 
 A block is left out only by a comment directly before it: ``<!-- not run: reason -->``. Some programs are stood in for,
-so that no block installs or trains: training commands only print their configuration (an unknown flag or preset
-fails), ``make`` prints what it would do, and ``pip`` checks that the Makefile has the same line.
+so that no block installs or trains: of training commands only the configuration is read, here in this process (an
+unknown flag or preset fails), ``make`` prints what it would do, and ``pip`` checks that the Makefile has the same line.
 """
 
+import importlib
 import os
 import re
 import shutil
@@ -25,13 +26,13 @@ STAND_INS = {
     "python": """
         case "$*" in
             "-m pip "*) shift 2; exec pip "$@" ;;
-            *"-m rebus.train."*) exec {python} "$@" --print_config ;;
+            *"-m rebus.train."*) echo "$*" >> trainings; exit ;;
         esac
         exec {python} "$@"
     """,
     "torchrun": """
         while [ $# -gt 0 ] && [ "${{1#rebus.train.}}" = "$1" ]; do shift; done
-        exec {python} -m "$@" --print_config
+        echo "-m $*" >> trainings
     """,
     "make": 'exec {make} --no-print-directory -n VENV=new "$@"',
     "pip": 'make test demo | tr -d "\\042" | grep -F -e "-m pip $*"',
@@ -89,6 +90,20 @@ def run(block, folder):
         pytest.fail(
             f"README.md line {block.line}: exit code {result.returncode}\n{block.text}\n{printed}", pytrace=False
         )
+    trainings = folder / "trainings"
+    for command in trainings.read_text().splitlines() if trainings.exists() else []:
+        check_training(block, command)
+    trainings.unlink(missing_ok=True)
+
+
+def check_training(block, command):
+    """Reads the configuration of ``-m rebus.train.STAGE ...``; the test fails if the stage would refuse it."""
+    _, module, *flags = command.split()
+    try:
+        importlib.import_module(module).main([*flags, "--print_config"])
+    except (ImportError, SystemExit) as stopped:
+        if not (isinstance(stopped, SystemExit) and stopped.code == 0):
+            pytest.fail(f"README.md line {block.line}: exit code 1\n{command}\n{stopped}", pytrace=False)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_no_library_is_imported_before_it_is_needed(saved_model):
     steps = (
         "import rebus.generate, rebus.chat",
         "from rebus.model.rebus import Rebus",
-        f"rebus = Rebus.load({str(saved_model)!r}); rebus.image_tokenizer; rebus.engine",
+        f"rebus = Rebus.load({str(saved_model)!r}); rebus.image_tokenizer; rebus.engine; rebus.painter",
     )
     report = "print(*[name for name in ('torch', 'transformers.models', 'diffusers') if name in sys.modules])"
     script = "\n".join(("import sys", *(f"{step}\n{report}" for step in steps)))
@@ -97,6 +97,13 @@ def test_painting_the_codes_of_a_drawing_gives_the_drawing(rebus):
     again = rebus.paint(drawing.tokens, seed=3)[0]
     assert again.image.tobytes() == drawing.image.tobytes() and again.statistics.codes_per_second is None
     assert rebus.paint(drawing.tokens, seed=4)[0].image.tobytes() != drawing.image.tobytes()
+
+
+def test_rebuilding_paints_the_codes_of_each_picture(rebus):
+    images = [picture(24, 1), picture(50, 2)]
+    tokens = Tokens.cat([seen.tokens for seen in map(rebus.look, images) if seen.tokens])
+    rebuilt, painted = rebus.rebuild(images), rebus.paint(tokens)
+    assert [one.image.tobytes() for one in rebuilt] == [one.image.tobytes() for one in painted]
 
 
 def test_a_picture_can_be_part_of_a_prompt(rebus):

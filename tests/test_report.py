@@ -40,8 +40,11 @@ class KnowingSampler(SceneSampler):
         return self.by_picture[np.asarray(picture).tobytes()]
 
 
+blank = Image.new("RGB", (128, 128))
+
+
 class Knowing:
-    """Model, detector and reader in one, who knows the scenes, but draws no signs and always says yes."""
+    """Model, detector and reader in one, who knows the scenes, but draws no signs, cannot rebuild counts, says yes."""
 
     def __init__(self, sampler):
         self.sampler, self.batches = sampler, []
@@ -51,6 +54,9 @@ class Knowing:
         scenes = [self.sampler.by_prompt[prompt] for prompt in prompts]
         pictures = [draw(scene, self.sampler.pack) * (scene.sign is None) for scene in scenes]
         return [SimpleNamespace(image=Image.fromarray(picture)) for picture in pictures]
+
+    def rebuild(self, images):
+        return [SimpleNamespace(image=image if self.sampler.of(image).task != "count" else blank) for image in images]
 
     def answers(self, images, questions):
         return ["Yes." for _ in questions]
@@ -92,6 +98,9 @@ def test_figures_of_a_model_that_draws_all_but_signs(world):
     assert {name: figures["judge_ceiling"][name]["score"] for name in DRAWING_TASKS} == dict.fromkeys(
         DRAWING_TASKS, 1.0
     )
+    assert {name: figures["rebuilt_ceiling"][name]["score"] for name in DRAWING_TASKS} == dict.fromkeys(
+        DRAWING_TASKS, 1.0
+    ) | {"counting": 0.0}
     assert all(figures[name]["n"] == 3 for name in DRAWING_TASKS)
     assert model.batches == [[0, 1], [2]] * 6
     assert {kind: score["n"] for kind, score in figures["vqa_by_kind"].items()} == dict.fromkeys(QUESTION_KINDS, 2)
@@ -128,7 +137,9 @@ def test_command_ends_with_one_json_line(world, tmp_path, monkeypatch, capsys):
     report.main(["--model", "somewhere", *flags])
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert figures["model"] == "somewhere"
-    assert {*DRAWING_TASKS, "vqa", "caption_facts", "vqa_by_kind", "judge_ceiling", "seconds"} < set(figures)
+    assert {*DRAWING_TASKS, "vqa", "caption_facts", "vqa_by_kind", "judge_ceiling", "rebuilt_ceiling", "seconds"} < set(
+        figures
+    )
     with Image.open(sheet) as picture:
         assert picture.width == 8 * 148
 

@@ -83,7 +83,7 @@ def test_counted_items_fill_distinct_cells(count):
         items = counted_items(random.Random(seed), CONCEPTS[0], count)
         assert len(items) == count
         assert all(not boxes_overlap(one, other) for i, one in enumerate(items) for other in items[:i])
-        assert {item.size for item in items} == {48 if count <= 4 else 32}
+        assert {item.size for item in items} == {64 if count <= 4 else 32}
 
 
 def test_two_items_are_in_line_and_signs_leave_room():

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from rebus.data.emoji import EmojiPack
+from rebus.data.scene_batches import pictures_of, scene_rows
 from rebus.model.decoder import DiffusionDecoder
-from rebus.model.vae import VaeConfig, fit_scale
+from rebus.model.vae import VaeConfig, encode_latents, fit_scale
 from rebus.tokenizers.encoders import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
 from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
@@ -44,7 +45,7 @@ def frozen(tmp_path_factory):
 def config_of(preset, frozen, **run):
     config = PRESETS[preset]()
     paths = {"vae": frozen / preset / "vae", "image_tokenizer": frozen / preset / "tokenizer"}
-    return replace(config, run=replace(config.run, **run), **paths)
+    return replace(config, run=replace(config.run, **run), num_start_pictures=64, **paths)
 
 
 def test_it_learns_the_velocity_and_exports_what_it_learned(pack, frozen, tmp_path):
@@ -58,6 +59,19 @@ def test_it_learns_the_velocity_and_exports_what_it_learned(pack, frozen, tmp_pa
     assert (tmp_path / "samples" / "painted.png").is_file()
     exported = DiffusionDecoder.load(tmp_path / "export", tokenizer_hash=stage.tokenizer.hash)
     assert exported.layout == stage.tokenizer.layout
+
+
+def test_codes_start_at_the_mean_latents_of_their_places(pack, frozen):
+    stage = DecoderStage(config_of("mini", frozen), pack)
+    images = pictures_of(scene_rows(stage.train_scenes, 64, seed=0, step=0), pack) / 255
+    ids, latents = stage.tokenizer.encode(images).ids[..., 0], encode_latents(stage.vae, images)
+    table = stage.decoder.embed_codes.streams[0].weight
+    for code in ids.unique()[:5]:
+        here = [latents[picture, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4].flatten()
+                for picture, row, column in (ids.view(64, 8, 8) == code).nonzero()]  # fmt: skip
+        torch.testing.assert_close(table[code, :64], torch.stack(here).mean(dim=0), atol=1e-4, rtol=1e-4)
+    missing = set(range(len(table) - 1)) - set(ids.unique().tolist())
+    assert len(table[sorted(missing), :64].unique(dim=0)) == 1  # a code never met starts at the mean of all
 
 
 def test_ranks_share_the_batch_of_one_process(pack, frozen):

@@ -114,6 +114,13 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.lookup(tokens.ids.clamp_min(0)) * tokens.mask[..., None]
 
     @torch.no_grad()
+    def code_features(self) -> Float[Tensor, "codes dim"]:
+        """Returns what each code of stream 0 stands for; the other streams, if any, hold their first code."""
+        ids = torch.zeros(1, self.layout.streams[0].size, len(self.layout.streams), dtype=torch.long)
+        ids[..., 0] = torch.arange(ids.shape[1])
+        return self.quantizer.lookup(ids.to(self.to_code.weight.device))[0]
+
+    @torch.no_grad()
     def decode(self, tokens: Tokens) -> Float[Tensor, "batch 3 height width"]:
         """Returns quick pictures in [0, 1] from codes or from a prefix of them."""
         missing = self.layout.num_positions - tokens.ids.shape[1]

@@ -12,7 +12,6 @@ from pathlib import Path
 import tokenizers
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from rebus.tokenizers.vocabulary import Vocabulary
 
@@ -121,6 +120,9 @@ class TextTokenizer:
         """
         if vocabulary is not None and vocabulary.num_text != self.num_pieces:
             raise ValueError(f"vocabulary must have {self.num_pieces} text pieces, got {vocabulary.num_text}")
+        # Imported here, since that takes longer than all that a loaded tokenizer is asked for.
+        from transformers import PreTrainedTokenizerFast
+
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / MODEL_FILE).write_bytes(self.model_proto)
         unk, bos, eos, pad = SPECIAL_NAMES

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from rebus.data.emoji import EmojiPack
-from rebus.model.language_model import LanguageModelConfig
+from rebus.model.language_model import LanguageModelConfig, place_codes
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train.config import OptimConfig, RunConfig, parse
@@ -44,9 +44,12 @@ def pretrain_stage(config: PretrainConfig, pack: EmojiPack) -> LanguageStage:
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer)
     text_tokenizer = train_text_tokenizer(samples, config.num_text_pieces, config.num_text_samples)
     vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
+    generator = torch.Generator().manual_seed(config.run.seed)
+    model = config.language_model.build(vocabulary, generator)
+    place_codes(model, vocabulary, image_tokenizer.code_features(), generator)
     return LanguageStage(
         config.run,
-        config.language_model.build(vocabulary, torch.Generator().manual_seed(config.run.seed)),
+        model,
         text_tokenizer,
         image_tokenizer,
         (samples.document, held_out.document),
@@ -56,11 +59,12 @@ def pretrain_stage(config: PretrainConfig, pack: EmojiPack) -> LanguageStage:
 
 
 def mini() -> PretrainConfig:
-    """The shipped language model: 16 million parameters."""
+    """The shipped language model: 17 million parameters."""
     return PretrainConfig(
-        run=RunConfig(output=Path("runs/pretrain"), steps=6000, batch_size=8, save_every=250, validate_every=500),
-        optim=OptimConfig(lr=1.5e-3, warmup_steps=100, cooldown_fraction=0.3, weight_decay=0.05),
+        run=RunConfig(output=Path("runs/pretrain"), steps=3600, batch_size=2, save_every=200, validate_every=400),
+        optim=OptimConfig(lr=1.5e-3, warmup_steps=100, cooldown_fraction=0.5, weight_decay=0.05, beta2=0.98),
         image_tokenizer=Path("runs/tokenizer/export"),
+        row_length=1024,
     )
 
 

@@ -27,6 +27,7 @@ from rebus.tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerConfi
 from rebus.tokenizers.layouts import NestedQueriesConfig
 from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
+from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.tokenizers.supervision import Supervision, SupervisionConfig
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.vocabulary import Vocabulary
@@ -167,10 +168,11 @@ class TokenizerStage:
 def mini() -> TokenizerStageConfig:
     """The shipped tokenizer: 64 codes on a grid, one core, about 40 minutes."""
     return TokenizerStageConfig(
-        run=RunConfig(output=Path("runs/tokenizer"), steps=6000, batch_size=16, compile=True),
-        optim=OptimConfig(lr=1e-3, warmup_steps=100, cooldown_fraction=0.3, weight_decay=0.02),
+        run=RunConfig(output=Path("runs/tokenizer"), steps=7000, batch_size=16, compile=True, validate_every=1000),
+        optim=OptimConfig(lr=6e-4, warmup_steps=100, cooldown_fraction=0.7, weight_decay=0.02),
         tokenizer=ImageTokenizerConfig(
             encoder=VitEncoderConfig(dim=192, depth=3, num_heads=3),
+            quantizer=VectorConfig(codebook_size=4096, dim=64, commitment=1.0),
             pixel_decoder=PixelDecoderConfig(dim=192, depth=4, num_heads=3),
         ),
     )
