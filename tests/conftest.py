@@ -1,5 +1,9 @@
 """A tiny world for tests: sizes are distinct and mostly prime, so that swapped dimensions and ranges show."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run in one process a core
+
 import random
 from pathlib import Path
 

@@ -63,6 +63,11 @@ def test_the_description_tells_what_is_needed_to_use_the_parts(saved_model, text
     assert set(described["weights"]) == set(WEIGHTS) and described["versions"]["torch"] == torch.__version__
 
 
+def test_no_file_tells_where_the_parts_lay(saved_model, exports):
+    for path in saved_model.rglob("*.json"):
+        assert str(exports) not in path.read_text()
+
+
 def test_the_hash_is_that_of_everything_learned_and_of_the_settings(saved_model, exports, tmp_path):
     again = assemble(config_of(exports, tmp_path / "again"))
     assert again.hash == SavedModel.open(saved_model).hash

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rebus.data.emoji import EmojiPack
-from rebus.train import pretrain, sft
+from rebus.train import language_stage, pretrain, sft
 from rebus.train import tokenizer as tokenizer_stage
 from rebus.train.loop import train
 
@@ -55,6 +55,13 @@ def test_pretraining_learns_and_plain_transformers_opens_what_it_exports(pretrai
     tokenizer = AutoTokenizer.from_pretrained(pretrained / "export")
     assert model.dtype == torch.bfloat16
     assert torch.isfinite(model(torch.tensor([tokenizer("a cat")["input_ids"]])).logits).all()
+
+
+def test_the_word_of_a_sign_is_spelled_letter_by_letter(pack):
+    text_tokenizer = language_stage.train_text_tokenizer(language_stage.scene_samples(pack)[0], 500, 300)
+    letters = [text_tokenizer.encode(letter)[-1] for letter in "HOUSE"]
+    ids = text_tokenizer.encode('a cat and a sign that says "HOUSE"')
+    assert any(ids[start : start + 5] == letters for start in range(len(ids)))
 
 
 def test_finetuning_goes_on_from_the_export(pack, image_tokenizer, pretrained, tmp_path):

@@ -69,6 +69,7 @@ def _write(config: AssembleConfig, folder: Path) -> None:
     text_tokenizer.save(folder, vocabulary)
     image_tokenizer.save(folder / "image_tokenizer")
     decoder.save(folder / "decoder")
+    vae.register_to_config(_name_or_path="vae")  # or diffusers writes down the folder that it was read from
     vae.bfloat16().save_pretrained(folder / "vae")
     describe(folder, vocabulary, image_tokenizer.image_size, DESCRIBE_REQUEST, config.settings)
     SavedModel.open(folder)  # refuses a language model that does not fit

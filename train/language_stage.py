@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -29,6 +30,7 @@ from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train.config import RunConfig
 
 NUM_VALIDATION_BATCHES = 4
+_CAPITALS = re.compile("[A-Z]{2,}")
 
 
 def held_out_captions(held_out: SceneSamples) -> list[str]:
@@ -43,7 +45,10 @@ def scene_samples(pack: EmojiPack) -> tuple[SceneSamples, SceneSamples]:
 
 
 def train_text_tokenizer(samples: SceneSamples, num_pieces: int, num_samples: int) -> TextTokenizer:
-    """Returns a tokenizer learned from the text of documents and chats, and from the labels and tags of the pack."""
+    """Returns a tokenizer learned from the text of documents and chats, and from the labels and tags of the pack.
+
+    No piece of it joins capitals, so that the word of a sign is spelled as it is drawn: letter by letter.
+    """
     words = (word for concept in samples.pack.concepts.values() for word in (concept.label, *concept.tags))
     return TextTokenizer.train(itertools.chain(_texts(samples, num_samples), words), num_pieces)
 
@@ -52,7 +57,11 @@ def _texts(samples: SceneSamples, number: int) -> Iterator[str]:
     for index in range(number):
         make = samples.document if index % 2 else samples.chat
         for message in make(random.Random(f"text/{index}")).messages:
-            yield from (part for part in message.parts if isinstance(part, str))
+            yield from (_CAPITALS.sub(_spelled, part) for part in message.parts if isinstance(part, str))
+
+
+def _spelled(word: re.Match[str]) -> str:
+    return f" {' '.join(word[0])} "
 
 
 class LanguageStage:

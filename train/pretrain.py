@@ -59,10 +59,10 @@ def pretrain_stage(config: PretrainConfig, pack: EmojiPack) -> LanguageStage:
 
 
 def mini() -> PretrainConfig:
-    """The shipped language model: 17 million parameters."""
+    """The shipped language model: 17 million parameters, one to two cores, 51 minutes."""
     return PretrainConfig(
-        run=RunConfig(output=Path("runs/pretrain"), steps=3600, batch_size=2, save_every=200, validate_every=400),
-        optim=OptimConfig(lr=1.5e-3, warmup_steps=100, cooldown_fraction=0.5, weight_decay=0.05, beta2=0.98),
+        run=RunConfig(output=Path("runs/pretrain"), steps=2200, batch_size=2, save_every=200, validate_every=400),
+        optim=OptimConfig(lr=1.5e-3, warmup_steps=100, cooldown_fraction=0.2, weight_decay=0.05, beta2=0.98),
         image_tokenizer=Path("runs/tokenizer/export"),
         row_length=1024,
     )

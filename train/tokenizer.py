@@ -166,7 +166,7 @@ class TokenizerStage:
 
 
 def mini() -> TokenizerStageConfig:
-    """The shipped tokenizer: 64 codes on a grid, one core, about 40 minutes."""
+    """The shipped tokenizer: 64 codes on a grid, one or two cores, 28 minutes."""
     return TokenizerStageConfig(
         run=RunConfig(output=Path("runs/tokenizer"), steps=7000, batch_size=16, compile=True, validate_every=1000),
         optim=OptimConfig(lr=6e-4, warmup_steps=100, cooldown_fraction=0.7, weight_decay=0.02),
