@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 BATCH_SIZE = 16
-SETTINGS = ("guidance", "temperature", "top_k", "top_p", "min_p", "steps")
+SETTINGS = ("guidance", "temperature", "top_k", "top_p", "min_p", "best_of", "steps")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,6 +68,7 @@ def _parser() -> CommandParser:
     how.add_argument("--top-k", type=int, help="only so many of the likeliest codes")
     how.add_argument("--top-p", type=float, help="only the likeliest codes that together have this probability")
     how.add_argument("--min-p", type=float, help="only codes at least this probable beside the likeliest")
+    how.add_argument("--best-of", type=int, help="drafts, of which the model keeps the best; one with --image")
     how.add_argument("--steps", type=int, help="evaluations of the diffusion decoder")
     how.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count on (default: 0)")
     parser.add_model_flags()

@@ -9,7 +9,7 @@ from rebus.data.emoji import STYLE_PHRASES, STYLES
 from rebus.data.english import Name
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import SCENE_SIZE_PX, Item, Scene
-from rebus.data.splits import is_held_out
+from rebus.data.splits import held_out_pair, is_held_out
 
 EDIT_TASKS = {
     "background": ("one", "two", "count", "position", "background", "sign"),
@@ -107,6 +107,8 @@ def _replace_item(scene: Scene, rng: random.Random, sampler: SceneSampler) -> Ed
     new = rng.choice(sampler.countable if scene.task == "count" else sampler.concepts)
     if new in {item.concept_id for item in scene.items}:
         return None
+    if sampler.split == "train" and held_out_pair(old, new):
+        return None  # no picture would show both, but the instruction would name them together
     items = tuple(replace(item, concept_id=new) if item.concept_id == old else item for item in scene.items)
     before, after = sampler.pack.concepts[old].name, sampler.pack.concepts[new].name
     if scene.task == "count":

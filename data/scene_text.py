@@ -11,7 +11,9 @@ from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene, draw
 
 DOCUMENT_WEIGHTS = {"caption": 0.6, "questions": 0.25, "edit": 0.1, "story": 0.05}
-CHAT_WEIGHTS = {"draw": 0.45, "questions": 0.25, "describe": 0.1, "edit": 0.12, "story": 0.08}
+CHAT_WEIGHTS = {"draw": 0.55, "questions": 0.25, "describe": 0.08, "edit": 0.07, "story": 0.05}
+TASK_WEIGHTS = {"one": 0.1, "background": 0.1, "two": 0.2, "position": 0.2, "count": 0.2, "sign": 0.2}
+"""How often scenes of each task are drawn, described and asked about: single objects, learned soonest, least often."""
 CAPTION_FIRST_RATE = 2 / 3
 """How often the caption of a document comes before its picture: to draw is harder to learn than to tell."""
 TEXT_DROP_RATE = 0.1
@@ -46,7 +48,7 @@ class SceneSamples:
         """Returns a chat for supervised finetuning; what the assistant says or draws follows from what it was told."""
         kind = _draw_kind(rng, CHAT_WEIGHTS)
         if kind == "draw":
-            scene = self.sampler.scene(rng)
+            scene = self._scene(rng)
             request = () if rng.random() < TEXT_DROP_RATE else (self._draw_request(scene, rng),)
             return _chat(request, (self._picture(scene),))
         if kind == "questions":
@@ -54,7 +56,7 @@ class SceneSamples:
             turns = [part for one in asked for part in ((one.question,), (one.answer,))]
             return _chat((self._picture(scene), *turns[0]), *turns[1:])
         if kind == "describe":
-            scene = self.sampler.scene(rng)
+            scene = self._scene(rng)
             return _chat((self._picture(scene), DESCRIBE_REQUEST), (description(scene, self.pack),))
         if kind == "edit":
             scene, change = self.edit(rng)
@@ -70,10 +72,10 @@ class SceneSamples:
         scene = self.sampler.scene(rng, task)
         return scene, canonical_caption(scene, self.pack)
 
-    def questions(self, rng: random.Random, task: str | None = None) -> tuple[Scene, list[QuestionAnswer]]:
-        """Returns a scene and two to four questions about it."""
-        scene = self.sampler.scene(rng, task)
-        return scene, questions(scene, rng, self.sampler)[: rng.randint(2, 4)]
+    def questions(self, rng: random.Random) -> tuple[Scene, list[QuestionAnswer]]:
+        """Returns a scene and all questions that it can answer, four to eight."""
+        scene = self._scene(rng)
+        return scene, questions(scene, rng, self.sampler)
 
     def edit(self, rng: random.Random, kind: str | None = None) -> tuple[Scene, Edit]:
         """Returns a scene and a change to it, each kind as often as the others."""
@@ -84,8 +86,11 @@ class SceneSamples:
             if change is not None:
                 return scene, change
 
+    def _scene(self, rng: random.Random) -> Scene:
+        return self.sampler.scene(rng, _draw_kind(rng, TASK_WEIGHTS))
+
     def _caption_parts(self, rng: random.Random) -> list[str | Picture]:
-        scene = self.sampler.scene(rng)
+        scene = self._scene(rng)
         picture = self._picture(scene)
         if rng.random() < TEXT_DROP_RATE:
             return [picture]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -124,11 +125,13 @@ class Detector(nn.Module):
         Raises:
             ValueError: if the folder holds no detector.
         """
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"folder must hold a saved detector (config.json, model.safetensors), got {folder}")
-        config = json.loads((folder / "config.json").read_text())
-        model = DetectorConfig(**(config | {"concepts": tuple(config["concepts"])})).build()
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            model = DetectorConfig(**(config | {"concepts": tuple(config["concepts"])})).build()
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+            wanted = "folder must hold a saved detector (config.json, model.safetensors)"
+            raise ValueError(f"{wanted}, got {folder} ({error})") from error
         return model.eval()
 
     def _objects(

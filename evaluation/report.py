@@ -40,7 +40,7 @@ from rebus.model.rebus import Rebus
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSizes:
-    """How much a report asks of a model; the defaults take some ten minutes on two cores."""
+    """How much a report asks of a model; the defaults take about two minutes on two cores."""
 
     num_drawings: int = 80
     """Prompts of each drawing task."""
@@ -135,13 +135,16 @@ def main(argv: list[str] | None = None) -> None:
             names = ", ".join(sorted(pack.concepts[concept].label for concept in unknown))
             raise ValueError(f"{options.judge} must know all objects that are asked for, got none of {names}")
         judge = Judge(detector, SignReader(), pack)
+        sheet = options.contact_sheet
+        if sheet is not None and (sheet.suffix != ".png" or not sheet.parent.is_dir()):
+            raise ValueError(f"--contact_sheet must be a .png file in a folder that exists, got {sheet}")
         model = Rebus.load(options.model, device=options.device, dtype=options.dtype)
-    with console.status("") as status:
-        report = evaluate(model, judge, samples, sizes, status.update)
+        with console.status("") as status:
+            report = evaluate(model, judge, samples, sizes, status.update)
     figures = report.figures()
     console.print(_table(figures))
-    if options.contact_sheet is not None:
-        drawing_sheet([one for done in report.drawings.values() for one in done]).save(options.contact_sheet)
+    if sheet is not None:
+        drawing_sheet([one for done in report.drawings.values() for one in done]).save(sheet)
     if options.json:
         print(json.dumps({"model": str(options.model), **figures}))
 

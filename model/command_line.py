@@ -43,10 +43,17 @@ class CommandParser(argparse.ArgumentParser):
     @contextmanager
     def refusing(self) -> Iterator[None]:
         """Ends the program if what it was given cannot be used."""
-        try:
+        with refusing(self.prog):
             yield
-        except (ValueError, OSError) as error:
-            self.error(str(error))
+
+
+@contextmanager
+def refusing(program: str) -> Iterator[None]:
+    """Ends a program if what it was given cannot be used."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        refuse(program, str(error))
 
 
 @contextmanager

@@ -22,14 +22,17 @@ class DrawingSettings:
     """Only the likeliest codes that together have this probability."""
     min_p: float | None = None
     """Only codes at least this probable beside the likeliest."""
+    best_of: int = 1
+    """Drafts of each picture, of which the model keeps the one in which it best reads the prompt (``drafts.py``)."""
     steps: int = 4
     """Evaluations of the decoder."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance must be at least 0 and finite, got {self.guidance}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name in ("best_of", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         self.sampling()
 
     def sampling(self) -> Sampling:
@@ -38,12 +41,21 @@ class DrawingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Written:
+    """What the language model wrote."""
+
+    num_codes: int
+    """Codes of all drafts."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Statistics:
     """What the batch took that a drawing was made in."""
 
     batch_size: int
     codes_per_second: float | None
-    """Codes that the language model wrote, of all drawings together; None if it was given them."""
+    """Codes that the language model wrote, of all drafts together; None if it was given them."""
     language_model_seconds: float
     decoder_seconds: float
 

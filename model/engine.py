@@ -96,6 +96,28 @@ class Engine:
             cache.read(ids.repeat(2 if others else 1).unsqueeze(1))
         return [row.ids for row in rows]
 
+    @torch.inference_mode()
+    def log_likelihoods(
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    ) -> Float[Tensor, " rows"]:
+        """Returns the log-probability in nats of each text after its prompt, among all that may stand outside pictures.
+
+        Args:
+            prompts: ids, all outside a picture.
+            texts: one for each prompt, with which it fits into the model's positions.
+        """
+        longest = max(map(len, texts))
+        padded = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.head.device)
+        given = torch.tensor([[index < len(text) for index in range(longest)] for text in texts]).to(padded.device)
+        cache = self.body.start(prompts, max(map(len, prompts)) + longest)
+        total = torch.zeros(len(prompts), device=padded.device)
+        for index in range(longest):
+            logits = F.linear(cache.last, self.head[: self.vocabulary.control_range[1]]).float()
+            ids = padded[:, index : index + 1]
+            total += logits.log_softmax(dim=-1).gather(1, ids).squeeze(1) * given[:, index]
+            cache.read(ids)
+        return total
+
     def _check_prompts(self, prompts: Sequence[Sequence[int]], first: list[int]) -> None:
         most = self.body.max_positions - (self.vocabulary.num_codes + 2 if first else 1)
         for prompt in prompts:

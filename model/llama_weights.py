@@ -27,7 +27,7 @@ def read_llama(folder: Path, device: str | torch.device, dtype: torch.dtype) -> 
         ValueError: if it is another model, or one of a kind that is not read here.
     """
     config = json.loads((folder / "config.json").read_text())
-    rope = config["rope_parameters"]
+    rope = config.get("rope_parameters") or {}
     for name, plain in {**PLAIN, "rope_type": "default"}.items():
         got = {**config, **rope}.get(name)
         if got != plain:

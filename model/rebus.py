@@ -14,7 +14,8 @@ from PIL import Image
 from rebus.data.image_files import fit, read_picture
 from rebus.data.rendering import parse_parts, render_prompt
 from rebus.data.samples import Message, Picture, Sample, pictures, with_tokens
-from rebus.model.drawing import Drawing, DrawingSettings, Statistics
+from rebus.model.drafts import best_drafts, draft_seed, num_drafts
+from rebus.model.drawing import Drawing, DrawingSettings, Statistics, Written
 from rebus.model.engine import Engine
 from rebus.model.llama_weights import read_llama
 from rebus.model.sampling import Sampling
@@ -26,6 +27,8 @@ from rebus.tokenizers.tokens import Tokens
 if TYPE_CHECKING:
     from rebus.model.decoder import DecoderPipeline
 
+MOST_ROWS = 64
+"""Drafts that are written as one batch; more are written in turn."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -80,13 +83,15 @@ class Rebus:
         """
         chosen = replace(self.saved.settings, **settings)
         several = [prompts] if isinstance(prompts, str | Message) else prompts
-        rendered = [ids for ids in self.render(several) for _ in range(num_images)]
-        seeds = _seeds(seed, len(rendered))
+        messages = [_message(prompt) for prompt in several for _ in range(num_images)]
+        rendered = self.render(messages)
+        seeds = _seeds(seed, len(messages))
+        numbers = [num_drafts(message, chosen.best_of) for message in messages]
         assert self.engine  # read before the clock starts
         start = time.perf_counter()
-        rows = self._continue(rendered, chosen, seeds, max_text_tokens=0, num_pictures=1, start_picture=True)
-        tokens = Tokens.cat([part.tokens for row in rows for part in row if isinstance(part, Picture) and part.tokens])
-        return self._paint(tokens, chosen, seeds, time.perf_counter() - start)
+        tokens = self._write(messages, rendered, chosen, seeds, numbers)
+        written = Written(num_codes=sum(numbers) * tokens.ids[0].numel(), seconds=time.perf_counter() - start)
+        return self._paint(tokens, [replace(chosen, best_of=number) for number in numbers], seeds, written)
 
     def render(self, prompts: Sequence[str | Message]) -> list[list[int]]:
         """Returns the ids of prompts to draw.
@@ -94,7 +99,7 @@ class Rebus:
         Raises:
             ValueError: if one is empty or too long.
         """
-        messages = [Message("user", (prompt,)) if isinstance(prompt, str) else prompt for prompt in prompts]
+        messages = [_message(prompt) for prompt in prompts]
         for message in messages:
             if not any(part.strip() for part in message.parts if isinstance(part, str)):
                 raise ValueError("a prompt must hold text, got an empty one")
@@ -119,8 +124,10 @@ class Rebus:
         Raises:
             ValueError: if the codes are of another layout, or ``steps`` is less than 1.
         """
-        settings = self.saved.settings if steps is None else replace(self.saved.settings, steps=steps)
-        return self._paint(tokens, settings, _seeds(seed, len(tokens.lengths)), None)
+        settings = replace(self.saved.settings, best_of=1)
+        settings = settings if steps is None else replace(settings, steps=steps)
+        number = len(tokens.lengths)
+        return self._paint(tokens, [settings] * number, _seeds(seed, number), None)
 
     def rebuild(self, images: Sequence[Image.Image | Path]) -> list[Drawing]:
         """Returns each picture as its codes keep it: encoded and painted again, as one batch."""
@@ -143,7 +150,8 @@ class Rebus:
         pairs = zip(images, questions, strict=True)
         chats = [(Message("user", (self._picture(image), question)),) for image, question in pairs]
         rendered = self._render(chats)
-        rows = self._continue(rendered, self.saved.settings, [0] * len(chats), max_text_tokens=200, num_pictures=0)
+        unguided = replace(self.saved.settings, guidance=1.0)  # text is never guided, so nothing is lost but work
+        rows = self._continue(rendered, unguided, [0] * len(chats), max_text_tokens=200, num_pictures=0)
         return ["".join(part for part in row if isinstance(part, str)) for row in rows]
 
     def generate(
@@ -186,24 +194,60 @@ class Rebus:
         decoder = DiffusionDecoder.load(self.saved.path("decoder"), self.device, tokenizer_hash=tokenizer_hash)
         return DecoderPipeline(decoder, read_vae(self.saved.path("vae"), self.device))
 
+    def _write(
+        self,
+        messages: Sequence[Message],
+        rendered: Sequence[list[int]],
+        settings: DrawingSettings,
+        seeds: Sequence[int],
+        numbers: Sequence[int],
+    ) -> Tokens:
+        """Returns the codes of a picture for each message, given with its ids: the best of so many drafts."""
+        places = [(index, draft) for index, number in enumerate(numbers) for draft in range(number)]
+        drafts, likelihoods = [], []
+        for start in range(0, len(places), MOST_ROWS):
+            batch = places[start : start + MOST_ROWS]
+            rows = self._continue(
+                [rendered[index] for index, _ in batch],
+                settings,
+                [draft_seed(seeds[index], draft) for index, draft in batch],
+                max_text_tokens=0,
+                num_pictures=1,
+                start_picture=True,
+            )
+            drawn = [part.tokens for row in rows for part in row if isinstance(part, Picture) and part.tokens]
+            drafts += drawn
+            if max(numbers) > 1:
+                likelihoods += self._read_back(drawn, [_text(messages[index]) for index, _ in batch])
+        best = best_drafts(likelihoods or [0.0] * len(drafts), numbers)
+        return Tokens.cat([drafts[index] for index in best])
+
+    def _read_back(self, drafts: Sequence[Tokens], texts: Sequence[str]) -> list[float]:
+        """Returns how likely the model is to describe each picture by its text, in nats."""
+        asked = [[Message("user", (Picture(tokens=draft), self.saved.caption_request))] for draft in drafts]
+        shown = [render_prompt(chat, self.text_tokenizer, self.saved.vocabulary) for chat in asked]
+        room = self.saved.max_positions - max(map(len, shown))  # the end of a very long prompt is not read
+        ids = [self.text_tokenizer.encode(text)[:room] for text in texts]
+        return self.engine.log_likelihoods(shown, ids).tolist()
+
     def _paint(
-        self, tokens: Tokens, settings: DrawingSettings, seeds: list[int], written_in: float | None
+        self, tokens: Tokens, settings: Sequence[DrawingSettings], seeds: Sequence[int], written: Written | None
     ) -> list[Drawing]:
-        """Returns the pictures of codes that the language model wrote in so many seconds, or that were given."""
+        """Returns the pictures of codes that the language model wrote, or that were given."""
         painter = self.painter  # read before the clock starts
         start = time.perf_counter()
-        pictures = painter.render(tokens, steps=settings.steps, seed=seeds)
+        pictures = painter.render(tokens, steps=settings[0].steps, seed=seeds)
         pixels = rearrange((pictures * 255).round().byte().cpu(), "batch rgb height width -> batch height width rgb")
         statistics = Statistics(
             batch_size=len(seeds),
-            codes_per_second=written_in and len(seeds) * self.saved.vocabulary.num_codes / written_in,
-            language_model_seconds=written_in or 0.0,
+            codes_per_second=written and written.num_codes / written.seconds,
+            language_model_seconds=written.seconds if written else 0.0,
             decoder_seconds=time.perf_counter() - start,
         )
         images = [Image.fromarray(one.numpy()) for one in pixels]
         return [
-            Drawing(image=image, tokens=tokens.row(row), seed=seed, settings=settings, statistics=statistics)
-            for row, (image, seed) in enumerate(zip(images, seeds, strict=True))
+            Drawing(image=image, tokens=tokens.row(row), seed=seed, settings=chosen, statistics=statistics)
+            for row, (image, seed, chosen) in enumerate(zip(images, seeds, settings, strict=True))
         ]
 
     def _render(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
@@ -260,6 +304,14 @@ class Rebus:
         )
         said = [row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row for row in rows]
         return [parse_parts(row, self.text_tokenizer, vocabulary) for row in said]
+
+
+def _message(prompt: str | Message) -> Message:
+    return Message("user", (prompt,)) if isinstance(prompt, str) else prompt
+
+
+def _text(message: Message) -> str:
+    return "".join(part for part in message.parts if isinstance(part, str))
 
 
 def _seeds(seed: int | Sequence[int], number: int) -> list[int]:

@@ -56,6 +56,13 @@ class SavedModel:
         Raises:
             ValueError: if there is no model, it is of another format, or its parts do not belong together.
         """
+        try:
+            return SavedModel._opened(folder)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder} must describe itself as this version of Rebus does, got {error!r}") from error
+
+    @staticmethod
+    def _opened(folder: Path) -> "SavedModel":
         text = _read(folder, DESCRIPTION)
         values = json.loads(text)
         if values["format"] != FORMAT:
@@ -97,7 +104,7 @@ class SavedModel:
         path = self.folder / WEIGHTS[part]
         if not path.is_file():
             raise ValueError(f"{path} must be a part of the saved model, got no such file")
-        got = _sha256(path)
+        got = file_hash(path)
         if got != self.weights[part]:
             expected = self.weights[part][:16]
             raise ValueError(f"{path} must have the SHA-256 {expected}... of {DESCRIPTION}, got {got[:16]}...")
@@ -108,7 +115,7 @@ def describe(
     folder: Path, vocabulary: Vocabulary, image_size_px: int, caption_request: str, settings: DrawingSettings
 ) -> None:
     """Writes the description of a model whose parts all lie in the folder."""
-    weights = {part: _sha256(folder / name) for part, name in WEIGHTS.items()}
+    weights = {part: file_hash(folder / name) for part, name in WEIGHTS.items()}
     values = {
         "format": FORMAT,
         "vocabulary": vocabulary.to_dict(),
@@ -135,6 +142,7 @@ def _read(folder: Path, name: str) -> str:
     return path.read_text()
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

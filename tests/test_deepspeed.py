@@ -38,7 +38,7 @@ class PadStage:
     """Each row counts upwards; the shorter a row, the fewer its targets, so that ranks differ in their counts."""
 
     def __init__(self, config: PadStageConfig) -> None:
-        self.config = config
+        self.config, self.parts = config, {}
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model: nn.Module = nn.Sequential(nn.Embedding(13, 16), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 13))

@@ -148,6 +148,15 @@ def test_greedy_decoding_is_that_of_transformers(model, engine):
     assert own[0] == expected[0, len(ASKED[1]) :].tolist()
 
 
+def test_log_likelihoods_are_those_of_one_whole_pass_of_transformers(model, engine):
+    texts = [[9, 8, 7, VOCABULARY.eos], [5], [6, 6, 20]]
+    own = engine.log_likelihoods(ASKED, texts)
+    for prompt, text, got in zip(ASKED, texts, own, strict=True):
+        logits = model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1, : VOCABULARY.control_range[1]]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(text).unsqueeze(1)).sum()
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
 def test_bfloat16_draws_too(model):
     half = LanguageModelConfig(dim=48, num_layers=1, num_heads=6, num_kv_heads=6, ffn_dim=61, max_positions=96)
     engine = Engine(half.build(VOCABULARY, torch.Generator().manual_seed(0)).bfloat16(), VOCABULARY)

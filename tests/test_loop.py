@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rebus.train.average import WeightAverage
 from rebus.train.config import OptimConfig, RunConfig
-from rebus.train.loop import train
+from rebus.train.loop import launch, train
 from rebus.train.runtime import Processes, pick_device, to_device
 from rebus.train.updates import adamw
 
@@ -28,7 +28,7 @@ class SumStage:
     """Learns to add numbers; ``at_step`` lets a test interfere when a step's batch is made."""
 
     def __init__(self, run: RunConfig, at_step: Callable[[int], None] | None = None) -> None:
-        self.run, self.at_step = run, at_step
+        self.run, self.at_step, self.parts = run, at_step, {"adder": "one"}
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model: nn.Module = nn.Sequential(
@@ -54,6 +54,12 @@ class SumStage:
 
     def export(self, folder: Path) -> None:
         safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    run: RunConfig
+    optim: OptimConfig
 
 
 def run_config(output: Path, **changes: Any) -> RunConfig:
@@ -176,9 +182,30 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     other.model = nn.Linear(3, 1)
     with pytest.raises(ValueError, match="must be a checkpoint of this model"):
         train(other, config, OPTIM, config)
+    other = SumStage(config)
+    other.parts = {"adder": "another"}
+    with pytest.raises(ValueError, match=r"must be {'adder': 'one'}, as in .*, got {'adder': 'another'}"):
+        train(other, config, OPTIM, config)
     (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
     with pytest.raises(ValueError, match="must be a checkpoint of a training without DeepSpeed"):
         run(config)
+
+
+def test_a_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _Config(run=run_config(tmp_path, steps=2), optim=OPTIM)
+    assert launch("sum", lambda: SumStage(config.run), config)
+    with pytest.raises(SystemExit, match="2"):
+        refused = replace(config, run=replace(config.run, resume=False))
+        launch("sum", lambda: SumStage(refused.run), refused)
+    assert capsys.readouterr().err.startswith("sum: run.output must hold no checkpoint when run.resume is false")
+
+
+def test_half_a_line_of_metrics_is_dropped(tmp_path: Path) -> None:
+    config = run_config(tmp_path, steps=2)
+    run(config)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert run(replace(config, steps=4)) and list(losses(tmp_path)) == [1, 2, 3, 4]
 
 
 def test_it_learns_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from rebus.data.rendering import render_prompt
 from rebus.data.samples import Message, Picture
+from rebus.model.drafts import best_drafts, draft_seed
 from rebus.model.drawing import DrawingSettings
 from rebus.model.rebus import Rebus
 from rebus.tokenizers.tokens import Tokens
@@ -92,6 +94,32 @@ def test_a_drawing_is_the_same_alone_and_in_a_batch(rebus):
     assert not torch.equal(together[0].tokens.ids, rebus.draw("a cat", seed=4)[0].tokens.ids)
 
 
+def test_of_several_drafts_the_one_is_kept_in_which_the_model_best_reads_the_prompt(rebus):
+    prompts, seeds = ["a cat", "two dogs on the left"], [3, 8]
+    kept = rebus.draw(prompts, seed=seeds, best_of=5)
+    chosen = []
+    for prompt, seed, drawing in zip(prompts, seeds, kept, strict=True):
+        drafts = [rebus.draw(prompt, seed=draft_seed(seed, draft))[0].tokens for draft in range(5)]
+        asked = [(Message("user", (Picture(tokens=draft), rebus.saved.caption_request)),) for draft in drafts]
+        shown = [render_prompt(one, rebus.text_tokenizer, rebus.saved.vocabulary) for one in asked]
+        likely = rebus.engine.log_likelihoods(shown, [rebus.text_tokenizer.encode(prompt)] * 5)
+        chosen.append(int(likely.argmax()))
+        assert torch.equal(drawing.tokens.ids, drafts[chosen[-1]].ids) and drawing.seed == seed
+    assert any(chosen)
+
+
+def test_a_prompt_with_a_picture_has_one_draft_and_a_text_beside_it_has_its_own(rebus):
+    edit = Message("user", (Picture(np.asarray(picture())), "make it red"))
+    together = rebus.draw([edit, "a cat"], seed=[2, 3], best_of=4)
+    alone = [rebus.draw(edit, seed=2)[0], rebus.draw("a cat", seed=3, best_of=4)[0]]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.tokens.ids, other.tokens.ids)
+
+
+def test_the_best_draft_is_the_first_of_the_likeliest():
+    assert best_drafts([-3.0, -1.0, -1.0, -9.0, -5.0, -4.0], [3, 1, 2]) == [1, 3, 5]
+
+
 def test_painting_the_codes_of_a_drawing_gives_the_drawing(rebus):
     drawing = rebus.draw("a cat", seed=3)[0]
     again = rebus.paint(drawing.tokens, seed=3)[0]
@@ -157,6 +185,7 @@ def test_a_prompt_beyond_the_context_is_refused_before_anything_is_loaded(rebus)
         ({"guidance": float("nan")}, "guidance must be .*, got nan"),
         ({"guidance": float("inf")}, "guidance must be .*, got inf"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"best_of": 0}, "best_of must be at least 1, got 0"),
         ({"temperature": -0.1}, "temperature must be .*, got -0.1"),
         ({"top_p": 1.5}, "top_p must .*, got 1.5"),
         ({"top_k": 0}, "top_k must be .*, got 0"),

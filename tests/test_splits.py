@@ -92,7 +92,7 @@ def test_training_scenes_show_nothing_held_out(concepts, num_scenes):
 def test_training_samples_show_nothing_held_out(drawn):
     samples, rng = SceneSamples(SceneSampler(PACK, MINI, "train")), random.Random(0)
     texts = []
-    for _ in range(700):
+    for _ in range(800):
         for sample in (samples.document(rng), samples.chat(rng)):
             texts += [part for message in sample.messages for part in message.parts if not isinstance(part, Picture)]
     drawn += [change.scene for kind in EDIT_TASKS for _ in range(50) for change in samples.edit(rng, kind)[1:]]

@@ -17,8 +17,10 @@ def pack():
 def test_it_learns_the_scenes_and_exports_what_it_learned(pack, tmp_path):
     config = replace(tiny(), run=replace(tiny().run, output=tmp_path))
     stage = TokenizerStage(config, pack)
+    stage.model.eval()
     before = stage.validate()["psnr_db"]
     assert train(stage, config.run, config.optim, config)
+    stage.model.eval()
     assert stage.validate()["psnr_db"] > before + 3
     assert (tmp_path / "samples" / "rebuilt.png").is_file()
     exported = ImageTokenizer.load(tmp_path / "export")

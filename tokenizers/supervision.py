@@ -54,6 +54,8 @@ class Supervision(nn.Module):
         super().__init__()
         if config.region and layout.kind != "grid":
             raise ValueError(f"supervision.region must be 0 for a {layout.kind} layout, got {config.region}")
+        if config.text_dim < 64 or config.text_dim % 64:
+            raise ValueError(f"supervision.text_dim must be a multiple of 64 (a head), got {config.text_dim}")
         self.config = config
         self.pad = pad
         dim, depth, num_heads = config.text_dim, config.text_depth, config.text_dim // 64

@@ -4,6 +4,7 @@ Source: Kudo and Richardson, "SentencePiece: A simple and language independent s
 https://arxiv.org/abs/1808.06226; byte-pair encoding with byte fallback.
 """
 
+import hashlib
 import io
 import string
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,6 +76,11 @@ class TextTokenizer:
         except RuntimeError as error:
             raise ValueError(f"num_pieces must suit the texts, got {num_pieces} (SentencePiece: {error})") from error
         return cls(written.getvalue())
+
+    @property
+    def hash(self) -> str:
+        """The first 16 hex digits of the SHA-256 of its pieces: what tells it from any other."""
+        return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()[:16]
 
     @property
     def num_pieces(self) -> int:

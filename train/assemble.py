@@ -1,6 +1,6 @@
 """Puts the parts that the stages exported together into one saved model, in bfloat16.
 
-python -m rebus.train.assemble --preset mini --output assets/mini --settings.guidance 4
+python -m rebus.train.assemble --preset mini --output assets/mini --settings.guidance 2
 """
 
 import shutil
@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rebus.data.scene_text import DESCRIBE_REQUEST
-from rebus.model.command_line import refuse
+from rebus.model.command_line import refusing
 from rebus.model.decoder import DecoderPipeline, DiffusionDecoder
 from rebus.model.drawing import DrawingSettings
 from rebus.model.saved import SavedModel, describe
@@ -83,6 +83,7 @@ def mini() -> AssembleConfig:
         decoder=Path("runs/decoder/export"),
         vae=Path("runs/vae/export"),
         output=Path("assets/mini"),
+        settings=DrawingSettings(guidance=1.5, temperature=0.7, best_of=8),
     )
 
 
@@ -92,10 +93,8 @@ PRESETS = {"mini": mini}
 def main(argv: list[str] | None = None) -> None:
     """Assembles the model that the command line describes."""
     config = parse(PRESETS, argv, description=__doc__)
-    try:
+    with refusing("assemble"):
         saved = assemble(config)
-    except (ValueError, OSError) as error:
-        refuse("assemble", str(error))
     size_mb = sum(path.stat().st_size for path in config.output.rglob("*") if path.is_file()) / 2**20
     print(f"{config.output}: {saved.vocabulary.size} ids, {size_mb:.1f} MB, hash {saved.hash}")
 

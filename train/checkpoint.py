@@ -12,7 +12,10 @@ NUM_KEPT = 2
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Replaces a folder by what ``write`` puts into an empty one; a crash leaves the old folder or the new one."""
+    """Replaces a folder by what ``write`` puts into an empty one; a crash leaves the one or the other.
+
+    Between two renames the old folder is called ``.old`` and the new one ``.new``.
+    """
     write(draft(folder))
     publish(folder)
 

@@ -24,11 +24,12 @@ from rebus.data.scenes import Scene
 from rebus.model.code_condition import GridConditionConfig
 from rebus.model.decoder import DecoderConfig, DecoderPipeline
 from rebus.model.flow import interpolate, logit_normal_times, velocity_target
+from rebus.model.saved import WEIGHTS, file_hash
 from rebus.model.vae import decode_latents, encode_latents, load_vae
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.train.config import OptimConfig, RunConfig, parse
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
-from rebus.train.loop import train
+from rebus.train.loop import launch
 from rebus.train.runtime import autocast
 
 SHOWN_STEPS = (1, 4, 25)
@@ -88,6 +89,9 @@ class DecoderStage:
         self.held_out_scenes = SceneSampler(pack, mini_concepts(pack), "held_out")
         self.vae = load_vae(config.vae)
         self.tokenizer = ImageTokenizer.load(config.image_tokenizer).requires_grad_(False)
+        vae_hash = file_hash(config.vae / Path(WEIGHTS["vae"]).name)[:16]
+        self.parts = {"image_tokenizer": self.tokenizer.hash, "vae": vae_hash}
+        torch.manual_seed(config.run.seed)
         self.decoder = config.decoder.build(self.tokenizer.layout, self.tokenizer.hash)
         self.model: nn.Module = self.decoder
         self.pipeline = DecoderPipeline(self.decoder, self.vae)
@@ -199,7 +203,7 @@ PRESETS = {"mini": mini, "tiny": tiny}
 def main(argv: list[str] | None = None) -> None:
     """Trains a diffusion decoder as the command line says."""
     config = parse(PRESETS, argv, description=__doc__)
-    train(DecoderStage(config, EmojiPack.open()), config.run, config.optim, config)
+    launch("decoder", lambda: DecoderStage(config, EmojiPack.open()), config)
 
 
 if __name__ == "__main__":

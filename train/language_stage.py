@@ -101,6 +101,7 @@ class LanguageStage:
         self.model = model
         self.model.set_attn_implementation(DOCUMENT_ATTENTION)
         self.text_tokenizer, self.image_tokenizer, self.prompts = text_tokenizer, image_tokenizer, prompts
+        self.parts = {"image_tokenizer": image_tokenizer.hash, "text_tokenizer": text_tokenizer.hash}
         self.loaders = [
             PackedLoader(
                 make_sample=make_sample,
@@ -119,8 +120,9 @@ class LanguageStage:
         batch = language_batch(self.loaders[0].batch(step, rank, world), self.vocabulary)
         if world > 1:
             # Gradients are averaged over ranks as equals, so all divide by the same number of targets.
-            distributed.all_reduce(batch.num_targets)
-            batch.num_targets.div_(world)
+            numbers = batch.num_targets.to(self.model.device)
+            distributed.all_reduce(numbers)
+            batch.num_targets.copy_(numbers / world)
         return batch
 
     def loss(self, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,7 +140,6 @@ class LanguageStage:
 
     def samples(self, folder: Path) -> None:
         """Writes a sheet of quick pictures, painted by the image tokenizer's own decoder from what the model draws."""
-        self.model.set_attn_implementation("sdpa")
         rows = Engine(self.model, self.vocabulary).generate(
             self.prompts,
             text=Sampling(),
@@ -148,7 +149,6 @@ class LanguageStage:
             start_picture=True,
             seeds=range(len(self.prompts)),
         )
-        self.model.set_attn_implementation(DOCUMENT_ATTENTION)
         codes = [self.vocabulary.unflatten(row[1 : 1 + self.vocabulary.num_codes]) for row in rows]
         pictures = self.image_tokenizer.decode(Tokens.cat(codes))
         sheet = (rearrange(pictures, "b c h w -> h (b w) c") * 255).round().byte()

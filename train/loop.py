@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from rebus.model.command_line import refusing
 from rebus.train import checkpoint
 from rebus.train.average import WeightAverage
 from rebus.train.command_line import dumps
@@ -40,6 +41,11 @@ class Stage(Protocol):
     @property
     def model(self) -> nn.Module:
         """Everything that trains; frozen helpers stay outside."""
+        ...
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Hashes of the frozen parts that the model learns with: a run is not continued with others."""
         ...
 
     def batch(self, step: int, rank: int, world: int) -> Any:
@@ -83,8 +89,23 @@ def train(stage: Stage, run: RunConfig, optim: OptimConfig, config: Any) -> bool
         ValueError: if the folder's checkpoint does not fit, or there is one and ``run.resume`` is off.
         FloatingPointError: if the loss is not finite.
     """
-    set_threads(run)
-    training = _Training(stage, run, optim, config)
+    return _finish(_Training(stage, run, optim, config))
+
+
+def launch(program: str, make_stage: Callable[[], Stage], config: Any) -> bool:
+    """Trains the stage of a command; before the first step, what a user can cause ends the program in one line.
+
+    Args:
+        program: name of the command.
+        make_stage: builds the stage.
+        config: the stage's whole config, with its ``run`` and ``optim``.
+    """
+    with refusing(program):
+        training = _Training(make_stage(), config.run, config.optim, config)
+    return _finish(training)
+
+
+def _finish(training: "_Training") -> bool:
     try:
         finished = training.to_the_end()
     finally:
@@ -97,6 +118,7 @@ class _Training:
     """A run under way in this process."""
 
     def __init__(self, stage: Stage, run: RunConfig, optim: OptimConfig, config: Any) -> None:
+        set_threads(run)
         self.stage, self.run, self.optim = stage, run, optim
         self.processes = start_processes(run)
         self.device = pick_device(run, self.processes)
@@ -223,7 +245,8 @@ class _Training:
             if self.average is not None:
                 safetensors.torch.save_file(self.average.state(), new / AVERAGE)
             shutil.copy(self.run.output / "config.json", new)
-            (new / "state.json").write_text(json.dumps({"step": self.step, "seconds": self._seconds()}))
+            state = {"step": self.step, "seconds": self._seconds(), "parts": self.stage.parts}
+            (new / "state.json").write_text(json.dumps(state))
             checkpoint.publish(folder)
             checkpoint.drop_old(self.run.output)
         self.saved_at, self.saved_step = time.monotonic(), self.step
@@ -235,6 +258,8 @@ class _Training:
         if (folder / AVERAGE).exists() != (self.average is not None):
             raise ValueError(f"run.ema must be on or off as in {folder}, got {self.run.ema}")
         state = checkpoint.read_state(folder)
+        if state.get("parts") != self.stage.parts:
+            raise ValueError(f"parts of the run must be {state.get('parts')}, as in {folder}, got {self.stage.parts}")
         self.updater.load(folder)
         if self.average is not None:
             self.average.load(safetensors.torch.load_file(folder / AVERAGE))

@@ -15,7 +15,7 @@ from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train.config import OptimConfig, RunConfig, parse
 from rebus.train.language_stage import LanguageStage, held_out_captions, scene_samples, train_text_tokenizer
-from rebus.train.loop import train
+from rebus.train.loop import launch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ PRESETS = {"mini": mini, "tiny": tiny}
 def main(argv: list[str] | None = None) -> None:
     """Pretrains a language model as the command line says."""
     config = parse(PRESETS, argv, description=__doc__)
-    train(pretrain_stage(config, EmojiPack.open()), config.run, config.optim, config)
+    launch("pretrain", lambda: pretrain_stage(config, EmojiPack.open()), config)
 
 
 if __name__ == "__main__":

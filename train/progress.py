@@ -92,7 +92,9 @@ class Reporter:
     def _cut(self, step: int) -> None:
         """Drops what a run wrote after the checkpoint it resumes from, so that every step stands there once."""
         if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            # A line that a full disk or a power cut left without its end is of a step after the checkpoint.
+            whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            lines = [line for line in whole if json.loads(line)["step"] <= step]
             new = self.path.with_suffix(".new")
             new.write_text("".join(line + "\n" for line in lines))
             os.replace(new, self.path)

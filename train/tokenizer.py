@@ -32,7 +32,7 @@ from rebus.tokenizers.supervision import Supervision, SupervisionConfig
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train.config import OptimConfig, RunConfig, parse
-from rebus.train.loop import train
+from rebus.train.loop import launch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,8 @@ class TokenizerStage:
             caption(self.train_scenes.scene(rng := random.Random(row)), rng, pack) for row in range(config.num_texts)
         )
         self.text_tokenizer = TextTokenizer.train(texts, config.num_text_pieces)
+        self.parts = {"text_tokenizer": self.text_tokenizer.hash}
+        torch.manual_seed(config.run.seed)
         tokenizer = config.tokenizer.build()
         self.regions = SceneRegions(mini_concepts(pack))
         supervision = config.supervision.build(
@@ -132,19 +134,17 @@ class TokenizerStage:
     def validate(self) -> dict[str, float]:
         """Returns what rebuilt held-out scenes look like beside the true ones, and how many codes they use."""
         images = self._held_out(self.config.num_validation)
-        tokenizer = self._tokenizer().eval()
+        tokenizer = self._tokenizer()
         tokens = tokenizer.encode(images)
-        psnr = peak_signal_noise_ratio(tokenizer.decode(tokens), images, data_range=1.0)
-        self.model.train()
+        psnr = peak_signal_noise_ratio(tokenizer.decode(tokens), images, data_range=1.0, dim=(1, 2, 3))
         return {"psnr_db": psnr.item(), "codes_in_use": float(tokens.ids.unique().numel())}
 
     def samples(self, folder: Path) -> None:
         """Writes a sheet of held-out scenes: above the true one, below it the rebuilt one."""
         images = self._held_out(8)
-        tokenizer = self._tokenizer().eval()
+        tokenizer = self._tokenizer()
         rows = torch.stack([images, tokenizer.decode(tokenizer.encode(images))])
         sheet = (rearrange(rows, "row b c h w -> (row h) (b w) c") * 255).round().byte()
-        folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(sheet.numpy()).save(folder / "rebuilt.png")
 
     def export(self, folder: Path) -> None:
@@ -213,7 +213,7 @@ PRESETS = {"mini": mini, "mini_scalar": mini_scalar, "mini_nested": mini_nested,
 def main(argv: list[str] | None = None) -> None:
     """Trains an image tokenizer as the command line says."""
     config = parse(PRESETS, argv, description=__doc__)
-    train(TokenizerStage(config, EmojiPack.open()), config.run, config.optim, config)
+    launch("tokenizer", lambda: TokenizerStage(config, EmojiPack.open()), config)
 
 
 if __name__ == "__main__":
