@@ -10,7 +10,11 @@ Differs: the model that drew chooses, where DALL-E has a contrastive model to ra
 import random
 from collections.abc import Sequence
 
+from rebus.data.rendering import render_prompt
 from rebus.data.samples import Message, Picture
+from rebus.model.engine import Engine
+from rebus.tokenizers.text_tokenizer import TextTokenizer
+from rebus.tokenizers.tokens import Tokens
 
 
 def num_drafts(message: Message, best_of: int) -> int:
@@ -21,6 +25,21 @@ def num_drafts(message: Message, best_of: int) -> int:
 def draft_seed(seed: int, draft: int) -> int:
     """Returns the seed of a draft; the first has that of the picture, so it is what one draft alone would be."""
     return random.Random(f"{seed}/{draft}").getrandbits(63) if draft else seed
+
+
+def read_back(
+    engine: Engine,
+    text_tokenizer: TextTokenizer,
+    caption_request: str,
+    drafts: Sequence[Tokens],
+    messages: Sequence[Message],
+) -> list[float]:
+    """Returns how likely the model is to describe each draft by the text that asked for it, in nats."""
+    asked = [[Message("user", (Picture(tokens=draft), caption_request))] for draft in drafts]
+    shown = [render_prompt(chat, text_tokenizer, engine.vocabulary) for chat in asked]
+    room = engine.body.max_positions - max(map(len, shown))  # the end of a very long prompt is not read
+    texts = ["".join(part for part in message.parts if isinstance(part, str)) for message in messages]
+    return engine.log_likelihoods(shown, [text_tokenizer.encode(text)[:room] for text in texts]).tolist()
 
 
 def best_drafts(likelihoods: Sequence[float], numbers: Sequence[int]) -> list[int]:

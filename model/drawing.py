@@ -1,5 +1,6 @@
 """A drawn picture: how it was drawn, what it took, and what it takes to draw it again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -70,3 +71,17 @@ class Drawing:
     seed: int
     settings: DrawingSettings
     statistics: Statistics
+
+
+def picture_seeds(seed: int | Sequence[int], number: int) -> list[int]:
+    """Returns the seed of each picture, counted on from one seed if only that is given.
+
+    Raises:
+        ValueError: if there are not as many as pictures, or one is out of range.
+    """
+    seeds = list(range(seed, seed + number)) if isinstance(seed, int) else list(seed)
+    if len(seeds) != number:
+        raise ValueError(f"seed must be one or {number}, got {len(seeds)}")
+    if not all(0 <= one < 2**63 for one in seeds):
+        raise ValueError(f"seed must lie in [0, 2**63), got {seed}")
+    return seeds

@@ -14,8 +14,8 @@ from PIL import Image
 from rebus.data.image_files import fit, read_picture
 from rebus.data.rendering import parse_parts, render_prompt
 from rebus.data.samples import Message, Picture, Sample, pictures, with_tokens
-from rebus.model.drafts import best_drafts, draft_seed, num_drafts
-from rebus.model.drawing import Drawing, DrawingSettings, Statistics, Written
+from rebus.model.drafts import best_drafts, draft_seed, num_drafts, read_back
+from rebus.model.drawing import Drawing, DrawingSettings, Statistics, Written, picture_seeds
 from rebus.model.engine import Engine
 from rebus.model.llama_weights import read_llama
 from rebus.model.sampling import Sampling
@@ -85,7 +85,7 @@ class Rebus:
         several = [prompts] if isinstance(prompts, str | Message) else prompts
         messages = [_message(prompt) for prompt in several for _ in range(num_images)]
         rendered = self.render(messages)
-        seeds = _seeds(seed, len(messages))
+        seeds = picture_seeds(seed, len(messages))
         numbers = [num_drafts(message, chosen.best_of) for message in messages]
         assert self.engine  # read before the clock starts
         start = time.perf_counter()
@@ -127,7 +127,7 @@ class Rebus:
         settings = replace(self.saved.settings, best_of=1)
         settings = settings if steps is None else replace(settings, steps=steps)
         number = len(tokens.lengths)
-        return self._paint(tokens, [settings] * number, _seeds(seed, number), None)
+        return self._paint(tokens, [settings] * number, picture_seeds(seed, number), None)
 
     def rebuild(self, images: Sequence[Image.Image | Path]) -> list[Drawing]:
         """Returns each picture as its codes keep it: encoded and painted again, as one batch."""
@@ -163,14 +163,17 @@ class Rebus:
             messages: of the user and the assistant in turn.
             max_text_tokens: length of the text at which the answer breaks off; it has at most four pictures.
             seed: of all random draws.
-            settings: fields of ``DrawingSettings`` that shall differ from the model's own.
+            settings: fields of ``DrawingSettings`` that shall differ from the model's own; in a chat each picture has
+                one draft, whatever ``best_of`` is.
 
         Raises:
             ValueError: if the chat is too long, or a setting is out of range.
         """
         chosen = replace(self.saved.settings, **settings)
         rendered = self._render([messages])
-        (parts,) = self._continue(rendered, chosen, _seeds(seed, 1), max_text_tokens=max_text_tokens, num_pictures=4)
+        (parts,) = self._continue(
+            rendered, chosen, picture_seeds(seed, 1), max_text_tokens=max_text_tokens, num_pictures=4
+        )
         return Message("assistant", parts)
 
     @cached_property
@@ -218,17 +221,10 @@ class Rebus:
             drawn = [part.tokens for row in rows for part in row if isinstance(part, Picture) and part.tokens]
             drafts += drawn
             if max(numbers) > 1:
-                likelihoods += self._read_back(drawn, [_text(messages[index]) for index, _ in batch])
+                asked = [messages[index] for index, _ in batch]
+                likelihoods += read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
         best = best_drafts(likelihoods or [0.0] * len(drafts), numbers)
         return Tokens.cat([drafts[index] for index in best])
-
-    def _read_back(self, drafts: Sequence[Tokens], texts: Sequence[str]) -> list[float]:
-        """Returns how likely the model is to describe each picture by its text, in nats."""
-        asked = [[Message("user", (Picture(tokens=draft), self.saved.caption_request))] for draft in drafts]
-        shown = [render_prompt(chat, self.text_tokenizer, self.saved.vocabulary) for chat in asked]
-        room = self.saved.max_positions - max(map(len, shown))  # the end of a very long prompt is not read
-        ids = [self.text_tokenizer.encode(text)[:room] for text in texts]
-        return self.engine.log_likelihoods(shown, ids).tolist()
 
     def _paint(
         self, tokens: Tokens, settings: Sequence[DrawingSettings], seeds: Sequence[int], written: Written | None
@@ -308,16 +304,3 @@ class Rebus:
 
 def _message(prompt: str | Message) -> Message:
     return Message("user", (prompt,)) if isinstance(prompt, str) else prompt
-
-
-def _text(message: Message) -> str:
-    return "".join(part for part in message.parts if isinstance(part, str))
-
-
-def _seeds(seed: int | Sequence[int], number: int) -> list[int]:
-    seeds = list(range(seed, seed + number)) if isinstance(seed, int) else list(seed)
-    if len(seeds) != number:
-        raise ValueError(f"seed must be one or {number}, got {len(seeds)}")
-    if not all(0 <= one < 2**63 for one in seeds):
-        raise ValueError(f"seed must lie in [0, 2**63), got {seed}")
-    return seeds
