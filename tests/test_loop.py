@@ -180,12 +180,20 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         run(replace(config, ema=0.9))
     other = SumStage(config)
     other.model = nn.Linear(3, 1)
-    with pytest.raises(ValueError, match="must be a checkpoint of this model"):
+    with pytest.raises(ValueError, match="must be a whole checkpoint of this model"):
         train(other, config, OPTIM, config)
     other = SumStage(config)
     other.parts = {"adder": "another"}
     with pytest.raises(ValueError, match=r"must be {'adder': 'one'}, as in .*, got {'adder': 'another'}"):
         train(other, config, OPTIM, config)
+    for name in ("model.safetensors", "optimizer.pt"):
+        file = tmp_path / "checkpoint-2" / name
+        whole = file.read_bytes()
+        for torn in (b"", b"no pickle, no archive", whole[: len(whole) // 2]):
+            file.write_bytes(torn)
+            with pytest.raises(ValueError, match="must be a whole checkpoint of this model"):
+                run(config)
+        file.write_bytes(whole)
     (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
     with pytest.raises(ValueError, match="must be a checkpoint of a training without DeepSpeed"):
         run(config)

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rebus.train.config import OptimConfig, RunConfig
@@ -67,10 +69,10 @@ class PlainUpdater:
             raise ValueError(f"{folder} must be a checkpoint of a training without DeepSpeed")
         try:
             safetensors.torch.load_model(self.model, str(folder / "model.safetensors"))
-        except RuntimeError as error:
-            raise ValueError(f"{folder} must be a checkpoint of this model: {error}") from error
-        with _settings_kept(self.optimizer):
-            self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+            with _settings_kept(self.optimizer):
+                self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        except (RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
+            raise ValueError(f"{folder} must be a whole checkpoint of this model: {error}") from error
 
     def free_parameters(self) -> None:
         """Does nothing: every parameter has its own memory."""
