@@ -29,29 +29,22 @@ class QuestionAnswer:
 
 
 def questions(scene: Scene, rng: random.Random, sampler: SceneSampler) -> list[QuestionAnswer]:
-    """Returns the questions that the scene can answer, in random order; each kind but ``presence`` at most once."""
-    concepts = [sampler.pack.concepts[item.concept_id] for item in scene.items]
-    names = [concept.name for concept in concepts]
+    """Returns three to six questions that the scene can answer, each of another kind, in random order.
+
+    Either it is asked whether a thing is shown, or what is shown and where: asked both, one could answer from the other
+    question's words and never look at the picture.
+    """
+    names = [sampler.pack.concepts[item.concept_id].name for item in scene.items]
     asked = [
         _ask(rng, "color", scene.background, "What color is the background?", "Which color is the background?"),
         _ask(rng, "style", _style_word(scene.style), "What is the art style?", "In which style is it drawn?"),
-        _presence(rng, rng.choice(names), True),
+        _presence(scene, rng, sampler) if rng.random() < 0.5 else _contents(scene, rng, names),
     ]
-    absent = _absent_concept(concepts, rng, sampler)
-    if absent is not None:
-        asked.append(_presence(rng, absent.name, False))
-    if scene.task != "count" and len(names) == 1:
-        beside = " besides the sign" if scene.sign else ""
-        asked.append(_ask(rng, "object", names[0].singular, f"What is in the picture{beside}?"))
-    if scene.task == "count":
-        asked.append(_ask(rng, "object", names[0].plural, "What are these?", "What things are in the picture?"))
     if scene.task == "count" or (len(names) == 1 and names[0].countable and rng.random() < _COUNT_ONE_RATE):
         plural = names[0].plural
         asked.append(
             _ask(rng, "count", NUMBER_WORDS[len(names)], f"How many {plural} are there?", f"Count the {plural}.")
         )
-    if len(names) == 2 and scene.task != "count":
-        asked.append(_position(scene, rng, names))
     if scene.sign is not None:
         place = "top" if scene.sign_on_top else "bottom"
         asked.append(_ask(rng, "text", scene.sign, "What does the sign say?", "Which word is on the sign?"))
@@ -68,10 +61,20 @@ def _style_word(style: str) -> str:
     return STYLE_PHRASES[style].removeprefix("in ").removesuffix(" style")
 
 
-def _presence(rng: random.Random, name: Name, present: bool) -> QuestionAnswer:
-    answer = "yes" if present else "no"
-    question = f"Is there {name.singular} in the picture?"
-    return _ask(rng, "presence", answer, question, f"Does the picture show {name.singular}?")
+def _presence(scene: Scene, rng: random.Random, sampler: SceneSampler) -> QuestionAnswer:
+    shown = [sampler.pack.concepts[item.concept_id] for item in scene.items]
+    absent = _absent_concept(shown, rng, sampler) if rng.random() < 0.5 else None
+    name = (absent or rng.choice(shown)).name.singular
+    question = f"Is there {name} in the picture?"
+    return _ask(rng, "presence", "no" if absent else "yes", question, f"Does the picture show {name}?")
+
+
+def _contents(scene: Scene, rng: random.Random, names: list[Name]) -> QuestionAnswer:
+    if scene.task == "count":
+        return _ask(rng, "object", names[0].plural, "What are these?", "What things are in the picture?")
+    if len(names) == 2:
+        return _position(scene, rng, names)
+    return _ask(rng, "object", names[0].singular, f"What is in the picture{' besides the sign' if scene.sign else ''}?")
 
 
 def _position(scene: Scene, rng: random.Random, names: list[Name]) -> QuestionAnswer:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rebus.data.captions import canonical_caption, caption, description, plain_caption
 from rebus.data.samples import Message, Picture, Sample
@@ -11,9 +12,11 @@ from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene, draw
 
 DOCUMENT_WEIGHTS = {"caption": 0.6, "questions": 0.25, "edit": 0.1, "story": 0.05}
-CHAT_WEIGHTS = {"draw": 0.55, "questions": 0.25, "describe": 0.08, "edit": 0.07, "story": 0.05}
-TASK_WEIGHTS = {"one": 0.1, "background": 0.1, "two": 0.2, "position": 0.2, "count": 0.2, "sign": 0.2}
-"""How often scenes of each task are drawn, described and asked about: single objects, learned soonest, least often."""
+CHAT_WEIGHTS = {"draw": 0.42, "questions": 0.42, "describe": 0.07, "edit": 0.05, "story": 0.04}
+TASK_WEIGHTS = {"one": 0.1, "background": 0.06, "two": 0.14, "position": 0.18, "count": 0.2, "sign": 0.32}
+"""How often scenes of each task are drawn, described and asked about: what is learned soonest, least often."""
+SHUFFLED_SIGN_RATE = 0.5
+"""How often the letters of a sign are shuffled, so that signs are spelled out rather than known by heart."""
 CAPTION_FIRST_RATE = 2 / 3
 """How often the caption of a document comes before its picture: to draw is harder to learn than to tell."""
 TEXT_DROP_RATE = 0.1
@@ -73,7 +76,7 @@ class SceneSamples:
         return scene, canonical_caption(scene, self.pack)
 
     def questions(self, rng: random.Random) -> tuple[Scene, list[QuestionAnswer]]:
-        """Returns a scene and all questions that it can answer, four to eight."""
+        """Returns a scene and questions that it can answer, three to six."""
         scene = self._scene(rng)
         return scene, questions(scene, rng, self.sampler)
 
@@ -87,7 +90,11 @@ class SceneSamples:
                 return scene, change
 
     def _scene(self, rng: random.Random) -> Scene:
-        return self.sampler.scene(rng, _draw_kind(rng, TASK_WEIGHTS))
+        scene = self.sampler.scene(rng, _draw_kind(rng, TASK_WEIGHTS))
+        if scene.sign is None or rng.random() >= SHUFFLED_SIGN_RATE:
+            return scene
+        shuffled = replace(scene, sign="".join(rng.sample(scene.sign, len(scene.sign))))
+        return shuffled if self.sampler.is_in_split(shuffled) else scene
 
     def _caption_parts(self, rng: random.Random) -> list[str | Picture]:
         scene = self._scene(rng)

@@ -34,9 +34,9 @@ def config_of(image_tokenizer, output, **run):
     return replace(config, image_tokenizer=image_tokenizer, run=run)
 
 
-def losses(output):
+def losses(output, key="loss"):
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row[key] for row in rows if key in row]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,9 @@ def test_finetuning_goes_on_from_the_export(pack, image_tokenizer, pretrained, t
         image_tokenizer=image_tokenizer,
     )
     assert train(sft.sft_stage(config, pack), config.run, config.optim, config)
-    course = losses(tmp_path)
-    assert course[0] < losses(pretrained)[0] and course[-1] < course[0]
+    assert losses(tmp_path)[0] < losses(pretrained)[0]
+    text = losses(tmp_path, "text_loss")  # of the codes, each batch has more or fewer copies
+    assert sum(text[-3:]) < 0.97 * sum(text[:3])
 
 
 def test_codes_of_another_tokenizer_are_refused(pack, pretrained, tmp_path):
