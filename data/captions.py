@@ -9,10 +9,17 @@ from rebus.data.scenes import Item, Scene
 
 OPPOSITES = {"to the left of": "to the right of", "above": "below"}
 """How the first of two items stands to the second, and the second to the first."""
+STYLE_RATE, BACKGROUND_RATE = 0.5, 0.7
+"""How often a text names the art style and the background: an object is to be known by its name in any style."""
 
 
 def caption(
-    scene: Scene, rng: random.Random, pack: EmojiPack, *, style_rate: float = 0.7, background_rate: float = 0.7
+    scene: Scene,
+    rng: random.Random,
+    pack: EmojiPack,
+    *,
+    style_rate: float = STYLE_RATE,
+    background_rate: float = BACKGROUND_RATE,
 ) -> str:
     """Returns a caption that states all facts of the scene's task, in one of many wordings.
 

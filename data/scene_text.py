@@ -4,7 +4,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rebus.data.captions import canonical_caption, caption, description, plain_caption
+from rebus.data.captions import (
+    BACKGROUND_RATE,
+    STYLE_RATE,
+    canonical_caption,
+    caption,
+    description,
+    plain_caption,
+)
 from rebus.data.samples import Message, Picture, Sample
 from rebus.data.scene_edits import EDIT_TASKS, Edit, edit, story
 from rebus.data.scene_questions import QuestionAnswer, questions
@@ -107,7 +114,7 @@ class SceneSamples:
     def _draw_request(self, scene: Scene, rng: random.Random) -> str:
         if rng.random() < 0.5:
             return caption(scene, rng, self.pack)
-        has_style, has_background = rng.random() < 0.7, rng.random() < 0.7
+        has_style, has_background = rng.random() < STYLE_RATE, rng.random() < BACKGROUND_RATE
         text = plain_caption(scene, self.pack, has_style=has_style, has_background=has_background)
         return rng.choice(_DRAW_REQUESTS).format(text)
 
