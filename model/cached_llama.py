@@ -6,7 +6,6 @@ positions from there.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,34 +13,28 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
-
-
-class _Block(NamedTuple):
-    attention_norm: Tensor
-    query_key_value: Tensor
-    output: Tensor
-    ffn_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+from rebus.model.llama_parts import LlamaParts
+from rebus.model.native_llama import NativeLlama
 
 
 class CachedLlama:
-    """The body of a stock Llama, from ids to final hidden states; shares all it can with the model it is made from."""
+    """A Llama that reads batches of rows.
 
-    def __init__(self, model: "LlamaForCausalLM"):
-        config = model.config
-        self.embeddings = model.model.embed_tokens.weight.detach()
-        self.norm = model.model.norm.weight.detach()
-        self.eps: float = config.rms_norm_eps
-        self.num_heads: int = config.num_attention_heads
-        self.num_kv_heads: int = config.num_key_value_heads or config.num_attention_heads
-        self.max_positions: int = config.max_position_embeddings
-        self.blocks = [_block(layer) for layer in model.model.layers]
-        positions = torch.arange(self.max_positions, device=self.embeddings.device).unsqueeze(0)
-        cosine, sine = model.model.rotary_emb(self.embeddings, positions)
-        self.cosine, self.sine = cosine[0], sine[0]
+    Args:
+        parts: its weights.
+        native: whether single ids are read in C++ where that can be (``native_llama.py``).
+    """
+
+    def __init__(self, parts: LlamaParts, *, native: bool = True):
+        self.parts = parts
+        self.max_positions = len(parts.cosine)
+        self.native = NativeLlama.of(parts) if native else None
+
+    def logits(self, hidden: Float[Tensor, "rows dim"], start: int, stop: int) -> Float[Tensor, "rows ids"]:
+        """Returns float32 logits of the ids from ``start`` up to ``stop`` after final hidden states."""
+        if self.native is not None:
+            return self.native.logits(hidden, start, stop)
+        return F.linear(hidden, self.parts.head[start:stop]).float()
 
     def start(self, rows: Sequence[Sequence[int]], num_slots: int) -> "CachedRows":
         """Returns a batch that has read one or more ids in each row, with room for ``num_slots`` ids in the longest."""
@@ -55,14 +48,13 @@ class CachedRows:
     """The final hidden state of each row's last id: what predicts the next."""
 
     def __init__(self, body: CachedLlama, rows: Sequence[Sequence[int]], num_slots: int):
-        self.body = body
-        device, dtype = body.embeddings.device, body.embeddings.dtype
+        self.body, self.parts = body, body.parts
+        parts, device, dtype = body.parts, body.parts.embeddings.device, body.parts.embeddings.dtype
         longest = max(len(row) for row in rows)
         missing = [longest - len(row) for row in rows]
         self.starts = torch.tensor(missing, device=device).unsqueeze(1)
         self.num_read = 0
-        head_dim = body.blocks[0].output.shape[1] // body.num_heads
-        shape = (len(body.blocks), len(rows), body.num_kv_heads, num_slots, head_dim)
+        shape = (len(parts.blocks), len(rows), parts.num_kv_heads, num_slots, parts.cosine.shape[1])
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.readable = torch.arange(num_slots, device=device) >= self.starts
@@ -71,22 +63,26 @@ class CachedRows:
 
     def read(self, ids: Int[Tensor, "rows length"]) -> None:
         """Lets every row read its next ids."""
-        body, start, stop = self.body, self.num_read, self.num_read + ids.shape[1]
+        body, parts, start, stop = self.body, self.parts, self.num_read, self.num_read + ids.shape[1]
+        if ids.shape[1] == 1 and body.native is not None:
+            self.last = body.native.step(ids[:, 0].contiguous(), self.starts[:, 0], start, self.keys, self.values)
+            self.num_read = stop
+            return
         slots = torch.arange(start, stop, device=ids.device)
         positions = (slots - self.starts).clamp(0, body.max_positions - 1)  # padding and finished rows lie beyond
-        turns = body.cosine[positions].unsqueeze(2), body.sine[positions].unsqueeze(2)
+        turns = parts.cosine[positions].unsqueeze(2), parts.sine[positions].unsqueeze(2)
         mask = self._mask(slots, stop)
-        hidden = F.embedding(ids, body.embeddings)
-        for index, block in enumerate(body.blocks):
-            normed = F.rms_norm(hidden, hidden.shape[-1:], block.attention_norm, body.eps)
+        hidden = F.embedding(ids, parts.embeddings)
+        for index, block in enumerate(parts.blocks):
+            normed = F.rms_norm(hidden, hidden.shape[-1:], block.attention_norm, parts.norm_eps)
             hidden = hidden + F.linear(
                 self._attend(index, F.linear(normed, block.query_key_value), turns, mask), block.output
             )
-            normed = F.rms_norm(hidden, hidden.shape[-1:], block.ffn_norm, body.eps)
+            normed = F.rms_norm(hidden, hidden.shape[-1:], block.ffn_norm, parts.norm_eps)
             gate, up = F.linear(normed, block.gate_up).chunk(2, dim=-1)
             hidden = hidden + F.linear(F.silu(gate) * up, block.down)
         self.num_read = stop
-        self.last = F.rms_norm(hidden[:, -1], hidden.shape[-1:], body.norm, body.eps)
+        self.last = F.rms_norm(hidden[:, -1], hidden.shape[-1:], parts.norm, parts.norm_eps)
 
     def _attend(
         self,
@@ -95,20 +91,20 @@ class CachedRows:
         turns: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "rows 1 length slots"],
     ) -> Float[Tensor, "rows length dim"]:
-        body, start, stop = self.body, self.num_read, self.num_read + projected.shape[1]
-        num_turned = body.num_heads + body.num_kv_heads
+        parts, start, stop = self.parts, self.num_read, self.num_read + projected.shape[1]
+        num_turned = parts.num_heads + parts.num_kv_heads
         heads = rearrange(
-            projected, "rows length (heads dim) -> rows length heads dim", heads=num_turned + body.num_kv_heads
+            projected, "rows length (heads dim) -> rows length heads dim", heads=num_turned + parts.num_kv_heads
         )
         turned = _turn(heads[:, :, :num_turned], *turns).transpose(1, 2)
-        self.keys[layer, :, :, start:stop] = turned[:, body.num_heads :]
+        self.keys[layer, :, :, start:stop] = turned[:, parts.num_heads :]
         self.values[layer, :, :, start:stop] = heads[:, :, num_turned:].transpose(1, 2)
         attended = F.scaled_dot_product_attention(
-            turned[:, : body.num_heads],
+            turned[:, : parts.num_heads],
             self.keys[layer, :, :, :stop],
             self.values[layer, :, :, :stop],
             attn_mask=mask,
-            enable_gqa=body.num_kv_heads < body.num_heads,
+            enable_gqa=parts.num_kv_heads < parts.num_heads,
         )
         return rearrange(attended, "rows heads length dim -> rows length (heads dim)")
 
@@ -123,16 +119,3 @@ def _turn(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Returns heads turned by their positions (rotary embedding, halves as in ``transformers``)."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosine + torch.cat((-second, first), dim=-1) * sine
-
-
-def _block(layer: Any) -> _Block:
-    attention, ffn = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return _Block(
-        attention_norm=layer.input_layernorm.weight.detach(),
-        query_key_value=torch.cat([one.weight.detach() for one in projections]),
-        output=attention.o_proj.weight.detach(),
-        ffn_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=torch.cat([ffn.gate_proj.weight.detach(), ffn.up_proj.weight.detach()]),
-        down=ffn.down_proj.weight.detach(),
-    )

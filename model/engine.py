@@ -11,12 +11,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from rebus.model.cached_llama import CachedLlama
 from rebus.model.grammar import Grammar
+from rebus.model.llama_parts import llama_parts
 from rebus.model.sampling import Sampling
 from rebus.tokenizers.vocabulary import Vocabulary
 
@@ -28,15 +28,21 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 class Engine:
-    """A stock language model, arranged for decoding."""
+    """A stock language model, arranged for decoding.
 
-    def __init__(self, model: "LlamaForCausalLM", vocabulary: Vocabulary):
+    Args:
+        model: whose weights to use.
+        vocabulary: that it was made for.
+        native: whether to decode in C++ where that can be.
+    """
+
+    def __init__(self, model: "LlamaForCausalLM", vocabulary: Vocabulary, *, native: bool = True):
         if model.config.vocab_size != vocabulary.size:
             raise ValueError(f"model must have the vocabulary's {vocabulary.size} ids, got {model.config.vocab_size}")
         self.vocabulary = vocabulary
         self.grammar = Grammar(vocabulary)
-        self.body = CachedLlama(model)
-        self.head = model.lm_head.weight.detach()
+        self.device = model.lm_head.weight.device
+        self.body = CachedLlama(llama_parts(model), native=native)
 
     @torch.inference_mode()
     def generate(
@@ -92,7 +98,7 @@ class Engine:
         num_new = min(num_pictures * (self.vocabulary.num_codes + 2) + max_text_tokens, max(row.room for row in rows))
         cache = self.body.start([[*prompt, *first] for prompt in (*prompts, *others)], max(longest) + num_new + 1)
         while self._extend(rows, cache.last, guidance if others else 1.0, text, picture):
-            ids = torch.tensor([row.ids[-1] for row in rows], device=self.head.device)
+            ids = torch.tensor([row.ids[-1] for row in rows], device=self.device)
             cache.read(ids.repeat(2 if others else 1).unsqueeze(1))
         return [row.ids for row in rows]
 
@@ -107,12 +113,12 @@ class Engine:
             texts: one for each prompt, with which it fits into the model's positions.
         """
         longest = max(map(len, texts))
-        padded = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.head.device)
+        padded = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.device)
         given = torch.tensor([[index < len(text) for index in range(longest)] for text in texts]).to(padded.device)
         cache = self.body.start(prompts, max(map(len, prompts)) + longest)
         total = torch.zeros(len(prompts), device=padded.device)
         for index in range(longest):
-            logits = F.linear(cache.last, self.head[: self.vocabulary.control_range[1]]).float()
+            logits = self.body.logits(cache.last, 0, self.vocabulary.control_range[1])
             ids = padded[:, index : index + 1]
             total += logits.log_softmax(dim=-1).gather(1, ids).squeeze(1) * given[:, index]
             cache.read(ids)
@@ -164,7 +170,7 @@ class Engine:
         """
         start, stop = ranges[0][0], ranges[-1][1]
         rows = indices if guidance == 1 else [*indices, *(index + len(hidden) // 2 for index in indices)]
-        logits = F.linear(hidden[rows], self.head[start:stop]).float()
+        logits = self.body.logits(hidden[rows], start, stop)
         if guidance != 1:
             asked, other = logits.chunk(2)
             logits = other + guidance * (asked - other)

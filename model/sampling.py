@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -42,13 +43,15 @@ class Sampling:
     def candidates(
         self, logits: Float[Tensor, "rows ids"]
     ) -> tuple[Float[Tensor, "rows kept"], Int[Tensor, "rows kept"]]:
-        """Returns the logits of the ids that may be drawn, the likeliest first, and those ids.
+        """Returns the logits of the ids that may be drawn, and those ids; the likeliest first with top-k or top-p.
 
         Logits of ids that top-p or min-p has dropped are -inf. Of ids equal to the last of top-k, as many are kept as
         there is room for, where ``transformers`` keeps all. The temperature must not be 0.
         """
-        scaled = logits.float() / self.temperature
-        kept, ids = scaled.topk(min(self.top_k or scaled.shape[-1], scaled.shape[-1]), dim=-1)
+        kept = logits.float() / self.temperature
+        ids = torch.arange(kept.shape[-1], device=kept.device).expand_as(kept)
+        if self.top_k is not None or self.top_p is not None:  # to sort takes longer than all the rest
+            kept, ids = kept.topk(min(self.top_k or kept.shape[-1], kept.shape[-1]), dim=-1)
         if self.top_p is not None:
             probabilities = kept.softmax(dim=-1)
             before = probabilities.cumsum(dim=-1) - probabilities
@@ -56,5 +59,5 @@ class Sampling:
             dropped[:, 0] = False
             kept = kept.masked_fill(dropped, float("-inf"))
         if self.min_p is not None:
-            kept = kept.masked_fill((kept - kept[:, :1]).exp() < self.min_p, float("-inf"))
+            kept = kept.masked_fill((kept - kept.amax(dim=-1, keepdim=True)).exp() < self.min_p, float("-inf"))
         return kept, ids

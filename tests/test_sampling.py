@@ -44,9 +44,9 @@ def test_draws_follow_the_probabilities():
     torch.testing.assert_close(frequencies, warped(logits, sampling).softmax(-1)[0], rtol=0, atol=2e-5)
 
 
-@given(seed=st.integers(0, 999), edge=st.sampled_from([0.0, 1 - 2**-24]))
-def test_a_draw_at_the_edge_is_a_candidate(seed, edge):
-    sampling = Sampling(1.0, top_p=0.6, min_p=0.2)
+@given(seed=st.integers(0, 999), edge=st.sampled_from([0.0, 1 - 2**-24]), top_p=st.sampled_from([0.6, None]))
+def test_a_draw_at_the_edge_is_a_candidate(seed, edge, top_p):
+    sampling = Sampling(1.0, top_p=top_p, min_p=0.2)
     logits = torch.randn(5, 31, generator=torch.Generator().manual_seed(seed))
     chosen = sampling.choose(logits, torch.full((5,), edge))
     assert warped(logits, sampling).gather(1, chosen.unsqueeze(1)).isfinite().all()

@@ -1,0 +1,287 @@
+// One decoding step of a Llama on a CPU: every row of a batch reads one id. Built and called by native_llama.py.
+//
+// Sums, norms, softmax and the residual stream are float32, whatever the format of the weights and of the cache.
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <vector>
+
+#include "matrix.hpp"
+#include "numbers.hpp"
+#include "team.hpp"
+
+extern "C" {
+
+struct LlamaShape {
+  int32_t dim, num_blocks, num_heads, num_kv_heads, head_dim, ffn_dim, vocabulary, max_positions;
+  float norm_eps;
+};
+
+struct LlamaBlock {  // row-major matrices of outputs x inputs, as torch holds them
+  const void *attention_norm, *query_key_value, *output, *ffn_norm, *gate_up, *down;
+};
+
+struct LlamaWeights {
+  const void* embeddings;  // the only ones that are read after the model is made
+  const LlamaBlock* blocks;
+  const void *norm, *head;
+  const float *cosine, *sine;  // rotary embedding: positions x head_dim
+};
+
+struct LlamaStep {
+  int32_t num_rows, slot, num_slots;
+  const int64_t* ids;
+  const int64_t* starts;  // the slot at which each row begins
+  void* keys;             // blocks x rows x kv heads x slots x head_dim
+  void* values;
+  void* last;  // final hidden states: rows x dim
+};
+}
+
+namespace rebus {
+
+class Llama {
+ public:
+  virtual ~Llama() = default;
+  virtual void step(const LlamaStep& step) = 0;
+  virtual void logits(const void* hidden, int num_rows, int start, int stop, float* out) = 0;
+};
+
+template <class Format>
+class LlamaOf : public Llama {
+  using Element = typename Format::Element;
+
+  struct Block {
+    std::vector<float> attention_norm, ffn_norm;
+    Matrix<Format> query_key_value, output, gate_up, down;
+  };
+
+ public:
+  LlamaOf(const LlamaShape& shape, const LlamaWeights& weights, int num_threads)
+      : shape_(shape),
+        embeddings_(static_cast<const Element*>(weights.embeddings)),
+        norm_(floats(weights.norm, shape.dim)),
+        cosine_(weights.cosine, weights.cosine + shape.max_positions * shape.head_dim),
+        sine_(weights.sine, weights.sine + shape.max_positions * shape.head_dim),
+        head_(weights.head, shape.vocabulary, shape.dim, [](int row) { return row; }),
+        team_(num_threads) {
+    const auto same = [](int row) { return row; };
+    // A block of 32 rows holds 16 of the gate and the 16 of the input that they gate, so that one thread has both.
+    const auto paired = [&](int row) {
+      const int channel = row / kBlock * kVector + row % kVector;
+      return channel >= shape.ffn_dim ? -1 : row % kBlock < kVector ? channel : shape.ffn_dim + channel;
+    };
+    const int num_paired = (shape.ffn_dim + kVector - 1) / kVector * kBlock;
+    const int heads_dim = shape.num_heads * shape.head_dim;
+    for (int index = 0; index < shape.num_blocks; ++index) {
+      const LlamaBlock& one = weights.blocks[index];
+      blocks_.push_back(Block{
+          floats(one.attention_norm, shape.dim), floats(one.ffn_norm, shape.dim),
+          Matrix<Format>(one.query_key_value, qkv_dim(), shape.dim, same),
+          Matrix<Format>(one.output, shape.dim, heads_dim, same),
+          Matrix<Format>(one.gate_up, num_paired, shape.dim, paired),
+          Matrix<Format>(one.down, shape.dim, shape.ffn_dim, same)});
+    }
+  }
+
+  void step(const LlamaStep& step) override {
+    std::lock_guard<std::mutex> lock(busy_);
+    const int rows = step.num_rows;
+    hidden_.resize(size_t(rows) * shape_.dim);
+    projected_.resize(size_t(rows) * qkv_dim());
+    attended_.resize(size_t(rows) * shape_.num_heads * shape_.head_dim);
+    gated_.resize(size_t(rows) * shape_.ffn_dim);
+    for (int row = 0; row < rows; ++row)
+      for (int place = 0; place < shape_.dim; ++place)
+        hidden_[size_t(row) * shape_.dim + place] = Format::load(embeddings_[step.ids[row] * shape_.dim + place]);
+    team_.run([&](int thread) { work(step, thread); });
+    auto* last = static_cast<Element*>(step.last);
+    for (int row = 0; row < rows; ++row) {
+      const float* hidden = &hidden_[size_t(row) * shape_.dim];
+      const float scale = norm_scale(hidden);
+      for (int place = 0; place < shape_.dim; ++place)
+        last[size_t(row) * shape_.dim + place] = Format::store(hidden[place] * scale * norm_[place]);
+    }
+  }
+
+  void logits(const void* hidden, int num_rows, int start, int stop, float* out) override {
+    std::lock_guard<std::mutex> lock(busy_);
+    const auto* words = static_cast<const uint32_t*>(hidden);
+    const int first = start / kBlock, blocks = (stop + kBlock - 1) / kBlock - first;
+    team_.run([&](int thread) {
+      multiply(head_, words, num_rows, first + share(blocks, thread), first + share(blocks, thread + 1),
+               [&](int row, int block, const float* sums) {
+                 const int from = std::max(start, block * kBlock), to = std::min(stop, (block + 1) * kBlock);
+                 std::memcpy(out + size_t(row) * (stop - start) + from - start, sums + from - block * kBlock,
+                             size_t(to - from) * sizeof(float));
+               });
+    });
+  }
+
+ private:
+  int qkv_dim() const { return (shape_.num_heads + 2 * shape_.num_kv_heads) * shape_.head_dim; }
+  int share(int total, int thread) const { return int(int64_t(total) * thread / team_.size()); }
+
+  static std::vector<float> floats(const void* elements, int number) {
+    std::vector<float> result(number);
+    for (int place = 0; place < number; ++place)
+      result[place] = Format::load(static_cast<const Element*>(elements)[place]);
+    return result;
+  }
+
+  float norm_scale(const float* hidden) const {
+    float sum = 0;
+    for (int place = 0; place < shape_.dim; ++place) sum += hidden[place] * hidden[place];
+    return 1 / std::sqrt(sum / shape_.dim + shape_.norm_eps);
+  }
+
+  // Rows as words to multiply; every thread makes its own, which is cheaper than to wait for another's.
+  static void pack_rows(const float* values, int num_rows, int dim, std::vector<uint32_t>& words) {
+    const int steps = (dim + Format::kPerWord - 1) / Format::kPerWord;
+    words.assign(size_t(num_rows) * steps, 0);
+    auto* packed = reinterpret_cast<Element*>(words.data());
+    for (int row = 0; row < num_rows; ++row)
+      for (int place = 0; place < dim; ++place)
+        packed[size_t(row) * steps * Format::kPerWord + place] = Format::store(values[size_t(row) * dim + place]);
+  }
+
+  void pack_normed(int num_rows, const std::vector<float>& norm, std::vector<float>& normed,
+                   std::vector<uint32_t>& words) const {
+    normed.resize(size_t(num_rows) * shape_.dim);
+    for (int row = 0; row < num_rows; ++row) {
+      const float* hidden = &hidden_[size_t(row) * shape_.dim];
+      const float scale = norm_scale(hidden);
+      for (int place = 0; place < shape_.dim; ++place)
+        normed[size_t(row) * shape_.dim + place] = hidden[place] * scale * norm[place];
+    }
+    pack_rows(normed.data(), num_rows, shape_.dim, words);
+  }
+
+  template <class Use>
+  void multiply_share(const Matrix<Format>& matrix, const std::vector<uint32_t>& words, int rows, int thread, Use use) {
+    multiply(matrix, words.data(), rows, share(matrix.num_blocks(), thread), share(matrix.num_blocks(), thread + 1), use);
+    team_.barrier();
+  }
+
+  void work(const LlamaStep& step, int thread) {
+    const int rows = step.num_rows, dim = shape_.dim;
+    std::vector<float> normed, scores(step.slot + kVector);
+    std::vector<uint32_t> words;
+    const auto put = [](std::vector<float>& to, int width) {
+      return [&to, width](int row, int block, const float* sums) {
+        const int from = block * kBlock, number = std::min(kBlock, width - from);
+        std::memcpy(&to[size_t(row) * width + from], sums, size_t(number) * sizeof(float));
+      };
+    };
+    const auto add = [&](int row, int block, const float* sums) {
+      const int from = block * kBlock, number = std::min(kBlock, dim - from);
+      for (int place = 0; place < number; ++place) hidden_[size_t(row) * dim + from + place] += sums[place];
+    };
+    const auto gate = [&](int row, int block, const float* sums) {
+      const int from = block * kVector, number = std::min(kVector, shape_.ffn_dim - from);
+      const Floats gate = load(sums), gated = gate / (1.0f + exponential(-gate)) * load(sums + kVector);
+      std::memcpy(&gated_[size_t(row) * shape_.ffn_dim + from], &gated, size_t(number) * sizeof(float));
+    };
+    for (int index = 0; index < shape_.num_blocks; ++index) {
+      const Block& block = blocks_[index];
+      pack_normed(rows, block.attention_norm, normed, words);
+      multiply_share(block.query_key_value, words, rows, thread, put(projected_, qkv_dim()));
+      const int pairs = rows * shape_.num_kv_heads;
+      for (int pair = share(pairs, thread); pair < share(pairs, thread + 1); ++pair)
+        attend(step, index, pair / shape_.num_kv_heads, pair % shape_.num_kv_heads, scores);
+      team_.barrier();
+      pack_rows(attended_.data(), rows, shape_.num_heads * shape_.head_dim, words);
+      multiply_share(block.output, words, rows, thread, add);
+      pack_normed(rows, block.ffn_norm, normed, words);
+      multiply_share(block.gate_up, words, rows, thread, gate);
+      pack_rows(gated_.data(), rows, shape_.ffn_dim, words);
+      multiply_share(block.down, words, rows, thread, add);
+    }
+  }
+
+  // Turns a key and its queries by their position, stores key and value, and attends to all slots of the row.
+  void attend(const LlamaStep& step, int index, int row, int kv_head, std::vector<float>& scores) {
+    const int width = shape_.head_dim, group = shape_.num_heads / shape_.num_kv_heads;
+    const size_t place = ((size_t(index) * step.num_rows + row) * shape_.num_kv_heads + kv_head) * step.num_slots * width;
+    Element* keys = static_cast<Element*>(step.keys) + place;
+    Element* values = static_cast<Element*>(step.values) + place;
+    float* projected = &projected_[size_t(row) * qkv_dim()];
+    float* key = projected + (shape_.num_heads + kv_head) * width;
+    const float* value = projected + (shape_.num_heads + shape_.num_kv_heads + kv_head) * width;
+    turn(key, step, row);
+    for (int at = 0; at < width; ++at) {
+      keys[size_t(step.slot) * width + at] = Format::store(key[at]);
+      values[size_t(step.slot) * width + at] = Format::store(value[at]);
+    }
+    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      float* query = projected + head * width;
+      turn(query, step, row);
+      float* attended = &attended_[(size_t(row) * shape_.num_heads + head) * width];
+      attend_head(query, keys, values, int(step.starts[row]), step.slot, scores.data(), attended);
+    }
+  }
+
+  void turn(float* head, const LlamaStep& step, int row) const {
+    const int width = shape_.head_dim, half = width / 2;
+    // Padding and finished rows may lie outside.
+    const int position = std::max(0, std::min(step.slot - int(step.starts[row]), shape_.max_positions - 1));
+    const float* cosine = &cosine_[size_t(position) * width];
+    const float* sine = &sine_[size_t(position) * width];
+    for (int at = 0; at < half; ++at) {
+      const float first = head[at], second = head[half + at];
+      head[at] = first * cosine[at] - second * sine[at];
+      head[half + at] = second * cosine[half + at] + first * sine[half + at];
+    }
+  }
+
+  void attend_head(const float* query, const Element* keys, const Element* values, int start, int last, float* scores,
+                   float* attended) const {
+    const int width = shape_.head_dim;
+    const float scale = 1 / std::sqrt(float(width));
+    float most = -INFINITY, total = 0;
+    for (int slot = start; slot <= last; ++slot) {
+      const Element* key = keys + size_t(slot) * width;
+      float score = 0;
+      for (int at = 0; at < width; ++at) score += query[at] * Format::load(key[at]);
+      scores[slot] = score * scale;
+      most = std::max(most, scores[slot]);
+    }
+    for (int slot = start; slot <= last; slot += kVector) {
+      const Floats powers = exponential(load(scores + slot) - most);
+      std::memcpy(scores + slot, &powers, sizeof powers);
+    }
+    for (int slot = start; slot <= last; ++slot) total += scores[slot];
+    for (int at = 0; at < width; ++at) attended[at] = 0;
+    for (int slot = start; slot <= last; ++slot) {
+      const float weight = scores[slot] / total;
+      const Element* value = values + size_t(slot) * width;
+      for (int at = 0; at < width; ++at) attended[at] += weight * Format::load(value[at]);
+    }
+  }
+
+  const LlamaShape shape_;
+  const Element* embeddings_;  // torch's
+  std::vector<float> norm_, cosine_, sine_;
+  Matrix<Format> head_;
+  std::vector<Block> blocks_;
+  Team team_;
+  std::mutex busy_;  // one step at a time; its threads are the team's
+  std::vector<float> hidden_, projected_, attended_, gated_;
+};
+
+}  // namespace rebus
+
+extern "C" {
+
+rebus::Llama* rebus_llama_new(const LlamaShape* shape, const LlamaWeights* weights, int is_bfloat16, int num_threads) {
+  if (is_bfloat16) return new rebus::LlamaOf<rebus::BFloat16>(*shape, *weights, num_threads);
+  return new rebus::LlamaOf<rebus::Float32>(*shape, *weights, num_threads);
+}
+
+void rebus_llama_free(rebus::Llama* llama) { delete llama; }
+void rebus_llama_step(rebus::Llama* llama, const LlamaStep* step) { llama->step(*step); }
+
+void rebus_llama_logits(rebus::Llama* llama, const void* hidden, int num_rows, int start, int stop, float* out) {
+  llama->logits(hidden, num_rows, start, stop, out);
+}
+}

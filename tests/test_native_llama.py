@@ -1,0 +1,90 @@
+import logging
+
+import pytest
+import torch
+
+from rebus.model import native_library
+from rebus.model.cached_llama import CachedLlama
+from rebus.model.language_model import LanguageModelConfig
+from rebus.model.llama_parts import llama_parts
+from rebus.model.native_llama import SOURCE, NativeLlama
+from rebus.tokenizers.tokens import CodeLayout, Stream
+from rebus.tokenizers.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(23, CodeLayout("grid", 6, (Stream("coarse", 7),), (2, 3)))
+ROWS = [[1, 5, 6], [1, 9, 8, 7, 6, 5, 4], [1]]
+
+needs_compiler = pytest.mark.skipif(native_library.native_library(SOURCE) is None, reason="no C++ compiler")
+
+
+def model_of(**changes):
+    """A model of which no width is a whole number of vectors, and whose weights bfloat16 can hold."""
+    sizes = {"dim": 40, "num_layers": 2, "num_heads": 5, "num_kv_heads": 5, "ffn_dim": 53, "max_positions": 64}
+    model = LanguageModelConfig(**{**sizes, **changes}).build(VOCABULARY, torch.Generator().manual_seed(0)).eval()
+    for parameter in model.parameters():
+        parameter.data *= 4 if parameter.ndim > 1 else 1
+    return model.to(torch.bfloat16)
+
+
+def read(body, rows, num_steps):
+    """Returns the rows after a number of ids read one by one, and the logits of some ids to come."""
+    with torch.inference_mode():
+        cache = body.start(rows, 40)
+        for index in range(num_steps):
+            cache.read(torch.tensor([[4 + (index + row) % 20] for row in range(len(rows))]))
+        return cache, body.logits(cache.last, 3, 29)
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_kv_heads", [1, 5])
+@pytest.mark.parametrize("num_rows", [1, 3, 7, 8, 9, 20])
+def test_a_step_is_that_of_torch_for_any_number_of_rows(num_rows, num_kv_heads):
+    model = model_of(num_kv_heads=num_kv_heads).float()
+    rows = (ROWS * 7)[:num_rows]
+    expected, expected_logits = read(CachedLlama(llama_parts(model), native=False), rows, 12)
+    got, logits = read(CachedLlama(llama_parts(model)), rows, 12)
+    torch.testing.assert_close(got.last, expected.last, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-5)
+    for row in range(num_rows):
+        length = len(rows[row]) + 12
+        start = int(expected.starts[row])
+        for own, other in ((got.keys, expected.keys), (got.values, expected.values)):
+            torch.testing.assert_close(
+                own[:, row, :, start : start + length], other[:, row, :, start : start + length], rtol=0, atol=1e-5
+            )
+
+
+@needs_compiler
+def test_bfloat16_is_as_near_to_float32_as_that_of_torch():
+    model = model_of()
+    by_torch, native = (read(CachedLlama(llama_parts(model), native=native), ROWS, 12)[1] for native in (False, True))
+    exact = read(CachedLlama(llama_parts(model.float()), native=False), ROWS, 12)[1]
+    assert native.dtype == torch.float32
+    assert 0 < (native - exact).abs().mean() <= 1.1 * (by_torch - exact).abs().mean()
+
+
+@needs_compiler
+def test_two_threads_compute_what_one_does():
+    model, before = model_of(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        shared = read(CachedLlama(llama_parts(model)), ROWS, 12)[1]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(shared, read(CachedLlama(llama_parts(model)), ROWS, 12)[1])
+
+
+def test_without_a_compiler_torch_does_the_work(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native_library, "native_library", native_library.native_library.__wrapped__)
+    source = tmp_path / "broken.cpp"
+    source.write_text("this is no C++")
+    caplog.set_level(logging.INFO)
+    assert native_library.native_library(source) is None
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert native_library.native_library(SOURCE) is None
+    assert len(caplog.records) == 2 and not [one for one in tmp_path.rglob("*.so") if one.is_file()]
+
+
+def test_what_the_step_does_not_cover_is_left_to_torch():
+    assert NativeLlama.of(llama_parts(model_of().half())) is None
