@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 FLAGS = (
-    "-std=c++17 -O3 -march=native -shared -fPIC -pthread "
+    "-std=c++17 -O3 -march=native -shared -fPIC -fno-semantic-interposition -pthread "
     # All that -ffast-math allows but for the assumption that no number is infinite, and without its switch of the whole
     # process to numbers that underflow at once.
     "-fassociative-math -freciprocal-math -fno-signed-zeros -fno-trapping-math -fno-math-errno "

@@ -15,13 +15,13 @@ typedef int32_t Integers __attribute__((vector_size(64)));
 
 constexpr int kVector = 16;  // numbers of a vector
 
-float as_float(uint32_t word) {
+inline float as_float(uint32_t word) {
   float value;
   std::memcpy(&value, &word, sizeof value);
   return value;
 }
 
-uint32_t as_word(float value) {
+inline uint32_t as_word(float value) {
   uint32_t word;
   std::memcpy(&word, &value, sizeof word);
   return word;
@@ -29,7 +29,7 @@ uint32_t as_word(float value) {
 
 // e to the x, from -87 to 88, within 2 units in the last place.
 // Source: Moshier, Cephes mathematical library, expf.
-Floats exponential(Floats x) {
+inline Floats exponential(Floats x) {
   x = x < -87.0f ? Floats{} - 87.0f : x > 88.0f ? Floats{} + 88.0f : x;
   const Integers power = __builtin_convertvector(x * 1.44269504f + (x < 0.0f ? Floats{} - 0.5f : Floats{} + 0.5f), Integers);
   const Floats whole = __builtin_convertvector(power, Floats);
@@ -42,7 +42,7 @@ Floats exponential(Floats x) {
   return reinterpret_cast<Floats>((power + 127) << 23) * (series * rest * rest + rest + 1.0f);
 }
 
-Floats load(const float* values) {
+inline Floats load(const float* values) {
   Floats result;
   std::memcpy(&result, values, sizeof result);
   return result;
