@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 FLAGS = (
-    "-std=c++17 -O3 -march=native -shared -fPIC -fno-semantic-interposition -pthread "
+    "-std=c++17 -O3 -march=native -fPIC -fno-semantic-interposition -fopenmp "
     # All that -ffast-math allows but for the assumption that no number is infinite, and without its switch of the whole
     # process to numbers that underflow at once.
     "-fassociative-math -freciprocal-math -fno-signed-zeros -fno-trapping-math -fno-math-errno "
@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 def native_library(source: Path) -> ctypes.CDLL | None:
     """Returns a C++ file, compiled, or none (with one line in the log) where that cannot be.
 
-    The headers beside it belong to it. The compiler is that of the environment variable ``CXX``, else the first of
-    ``c++``, ``g++`` and ``clang++``.
+    The headers beside it belong to it. The compiler is that of the environment variable ``CXX``, else ``g++`` or
+    ``c++``. OpenMP is not linked but found in the process, where torch has brought its own.
     """
     try:
         library = _cache_folder() / f"{source.stem}-{_fingerprint(source)}.so"
@@ -46,7 +46,7 @@ def native_library(source: Path) -> ctypes.CDLL | None:
 def _compiler() -> list[str]:
     if "CXX" in os.environ:
         return shlex.split(os.environ["CXX"])
-    found = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    found = next(filter(shutil.which, ("g++", "c++")), None)
     if found is None:
         raise RuntimeError("no C++ compiler was found")
     return [found]
@@ -70,9 +70,13 @@ def _fingerprint(source: Path) -> str:
 def _compile(source: Path, library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder) / library.name
-        command = [*_compiler(), *FLAGS, str(source), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr.strip()[:500]}")
+        compiled, made = Path(folder) / "compiled.o", Path(folder) / library.name
+        _run([*_compiler(), *FLAGS, "-c", str(source), "-o", str(compiled)])
+        _run([*_compiler(), "-shared", str(compiled), "-o", str(made)])
         made.replace(library)  # at once, so that a second process never opens half a file
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr.strip()[:500]}")

@@ -1,6 +1,9 @@
 // One decoding step of a Llama on a CPU: every row of a batch reads one id. Built and called by native_llama.py.
 //
-// Sums, norms, softmax and the residual stream are float32, whatever the format of the weights and of the cache.
+// The threads are those of torch's own OpenMP (see native_library.py): others would have to fight its idle ones, which
+// spin for a while. Sums, norms, softmax and the residual stream are float32, whatever the format of the weights and of the cache.
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <mutex>
@@ -8,7 +11,6 @@
 
 #include "matrix.hpp"
 #include "numbers.hpp"
-#include "team.hpp"
 
 extern "C" {
 
@@ -64,7 +66,7 @@ class LlamaOf : public Llama {
         cosine_(weights.cosine, weights.cosine + shape.max_positions * shape.head_dim),
         sine_(weights.sine, weights.sine + shape.max_positions * shape.head_dim),
         head_(weights.head, shape.vocabulary, shape.dim, [](int row) { return row; }),
-        team_(num_threads) {
+        num_threads_(num_threads) {
     const auto same = [](int row) { return row; };
     // A block of 32 rows holds 16 of the gate and the 16 of the input that they gate, so that one thread has both.
     const auto paired = [&](int row) {
@@ -94,7 +96,8 @@ class LlamaOf : public Llama {
     for (int row = 0; row < rows; ++row)
       for (int place = 0; place < shape_.dim; ++place)
         hidden_[size_t(row) * shape_.dim + place] = Format::load(embeddings_[step.ids[row] * shape_.dim + place]);
-    team_.run([&](int thread) { work(step, thread); });
+#pragma omp parallel num_threads(num_threads_)
+    work(step);
     auto* last = static_cast<Element*>(step.last);
     for (int row = 0; row < rows; ++row) {
       const float* hidden = &hidden_[size_t(row) * shape_.dim];
@@ -108,19 +111,22 @@ class LlamaOf : public Llama {
     std::lock_guard<std::mutex> lock(busy_);
     const auto* words = static_cast<const uint32_t*>(hidden);
     const int first = start / kBlock, blocks = (stop + kBlock - 1) / kBlock - first;
-    team_.run([&](int thread) {
-      multiply(head_, words, num_rows, first + share(blocks, thread), first + share(blocks, thread + 1),
-               [&](int row, int block, const float* sums) {
-                 const int from = std::max(start, block * kBlock), to = std::min(stop, (block + 1) * kBlock);
-                 std::memcpy(out + size_t(row) * (stop - start) + from - start, sums + from - block * kBlock,
-                             size_t(to - from) * sizeof(float));
-               });
-    });
+#pragma omp parallel num_threads(num_threads_)
+    multiply(head_, words, num_rows, first + share(blocks, 0), first + share(blocks, 1),
+             [&](int row, int block, const float* sums) {
+               const int from = std::max(start, block * kBlock), to = std::min(stop, (block + 1) * kBlock);
+               std::memcpy(out + size_t(row) * (stop - start) + from - start, sums + from - block * kBlock,
+                           size_t(to - from) * sizeof(float));
+             });
   }
 
  private:
   int qkv_dim() const { return (shape_.num_heads + 2 * shape_.num_kv_heads) * shape_.head_dim; }
-  int share(int total, int thread) const { return int(int64_t(total) * thread / team_.size()); }
+
+  // Where this thread's share of the work begins, and with ``next`` the one after it.
+  static int share(int total, int next) {
+    return int(int64_t(total) * (omp_get_thread_num() + next) / omp_get_num_threads());
+  }
 
   static std::vector<float> floats(const void* elements, int number) {
     std::vector<float> result(number);
@@ -158,12 +164,12 @@ class LlamaOf : public Llama {
   }
 
   template <class Use>
-  void multiply_share(const Matrix<Format>& matrix, const std::vector<uint32_t>& words, int rows, int thread, Use use) {
-    multiply(matrix, words.data(), rows, share(matrix.num_blocks(), thread), share(matrix.num_blocks(), thread + 1), use);
-    team_.barrier();
+  static void multiply_share(const Matrix<Format>& matrix, const std::vector<uint32_t>& words, int num_rows, Use use) {
+    multiply(matrix, words.data(), num_rows, share(matrix.num_blocks(), 0), share(matrix.num_blocks(), 1), use);
+#pragma omp barrier
   }
 
-  void work(const LlamaStep& step, int thread) {
+  void work(const LlamaStep& step) {
     const int rows = step.num_rows, dim = shape_.dim;
     std::vector<float> normed, scores(step.slot + kVector);
     std::vector<uint32_t> words;
@@ -185,17 +191,17 @@ class LlamaOf : public Llama {
     for (int index = 0; index < shape_.num_blocks; ++index) {
       const Block& block = blocks_[index];
       pack_normed(rows, block.attention_norm, normed, words);
-      multiply_share(block.query_key_value, words, rows, thread, put(projected_, qkv_dim()));
+      multiply_share(block.query_key_value, words, rows, put(projected_, qkv_dim()));
       const int pairs = rows * shape_.num_kv_heads;
-      for (int pair = share(pairs, thread); pair < share(pairs, thread + 1); ++pair)
+      for (int pair = share(pairs, 0); pair < share(pairs, 1); ++pair)
         attend(step, index, pair / shape_.num_kv_heads, pair % shape_.num_kv_heads, scores);
-      team_.barrier();
+#pragma omp barrier
       pack_rows(attended_.data(), rows, shape_.num_heads * shape_.head_dim, words);
-      multiply_share(block.output, words, rows, thread, add);
+      multiply_share(block.output, words, rows, add);
       pack_normed(rows, block.ffn_norm, normed, words);
-      multiply_share(block.gate_up, words, rows, thread, gate);
+      multiply_share(block.gate_up, words, rows, gate);
       pack_rows(gated_.data(), rows, shape_.ffn_dim, words);
-      multiply_share(block.down, words, rows, thread, add);
+      multiply_share(block.down, words, rows, add);
     }
   }
 
@@ -264,8 +270,8 @@ class LlamaOf : public Llama {
   std::vector<float> norm_, cosine_, sine_;
   Matrix<Format> head_;
   std::vector<Block> blocks_;
-  Team team_;
-  std::mutex busy_;  // one step at a time; its threads are the team's
+  const int num_threads_;
+  std::mutex busy_;  // one step at a time: what follows is its scratch space
   std::vector<float> hidden_, projected_, attended_, gated_;
 };
 
