@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -62,7 +63,7 @@ def by_engine(engine: Engine, num_rows: int, guidance: float = GUIDANCE, tempera
     return [row[1:-1] for row in rows]
 
 
-def by_transformers(model: LlamaForCausalLM, num_rows: int) -> Tensor:
+def by_transformers(model: Any, num_rows: int) -> Tensor:
     """Decodes with ``generate`` and its guidance, which passes each branch by itself."""
     return model.generate(
         torch.tensor(prompts(num_rows, 0)),
@@ -129,7 +130,7 @@ def measure(config: LanguageModelConfig, repeats: int) -> dict[str, dict[str, fl
     paths = {"torch": False, "native": True}
     for native in paths.values():
         check(model, native)
-    small = config.build(VOCABULARY, torch.Generator().manual_seed(0)).eval().to(torch.bfloat16)
+    small = config.build(VOCABULARY, torch.Generator().manual_seed(0)).eval().bfloat16()
     engines = {name: Engine(small, VOCABULARY, native=native) for name, native in paths.items()}
     figures: dict[str, dict[str, float]] = {}
     for rows in (1, 16):
