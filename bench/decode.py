@@ -5,7 +5,8 @@ python bench/decode.py --sizes 10M 25M
 The others, given the same random weights, prompts and number of codes: ``generate`` of ``transformers`` with its own
 guidance (the faster of float32 and bfloat16), and the usual hand-written loop, in which both branches of guidance are
 rows of one batch (bfloat16, cache of ``transformers``). The engine runs in bfloat16 too, in torch alone and with its
-step in C++. Each ratio is of median times; the engine's codes are first held against two whole passes in float32.
+step in C++, where there is a compiler. Each ratio is of median times; the engine's codes are first held against two
+whole passes in float32.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from transformers.utils import logging
 
 from rebus.model.engine import Engine
 from rebus.model.language_model import LanguageModelConfig
+from rebus.model.native_library import native_library
+from rebus.model.native_llama import SOURCE
 from rebus.model.sampling import Sampling
 from rebus.tokenizers.tokens import CodeLayout, Stream
 from rebus.tokenizers.vocabulary import Vocabulary
@@ -127,7 +130,7 @@ def bandwidth(num_bytes: int) -> float:
 def measure(config: LanguageModelConfig, repeats: int) -> dict[str, dict[str, float]]:
     """Returns the figures of one size of model, by name and then by path of the engine."""
     model = config.build(VOCABULARY, torch.Generator().manual_seed(0)).eval()
-    paths = {"torch": False, "native": True}
+    paths = {"torch": False} if native_library(SOURCE) is None else {"torch": False, "native": True}
     for native in paths.values():
         check(model, native)
     small = config.build(VOCABULARY, torch.Generator().manual_seed(0)).eval().bfloat16()
@@ -163,18 +166,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on the last line")
     chosen = parser.parse_args()
+    if chosen.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {chosen.repeats}")
     logging.set_verbosity_error()
     figures = {size: measure(SIZES[size], chosen.repeats) for size in chosen.sizes}
-    table = Table("figure", *(f"{size}, {path}" for size in figures for path in ("torch", "C++")))
     names = list(figures[chosen.sizes[0]])
+    paths = list(figures[chosen.sizes[0]][names[0]])
+    table = Table("figure", *(f"{size}, {path}" for size in figures for path in paths))
     for name in names:
         table.add_row(name, *(f"{value:.2f}" for size in figures for value in figures[size][name].values()))
     Console(width=120).print(table)
     print(f"peak memory of all together: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     if chosen.json:
         by_name = {
-            name: {path: {size: figures[size][name][path] for size in figures} for path in ("torch", "native")}
-            for name in names
+            name: {path: {size: figures[size][name][path] for size in figures} for path in paths} for name in names
         }
         print(json.dumps(by_name))
 

@@ -70,7 +70,8 @@ class PlainUpdater:
         try:
             safetensors.torch.load_model(self.model, str(folder / "model.safetensors"))
             with _settings_kept(self.optimizer):
-                self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+                state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+                self.optimizer.load_state_dict(state)
         except (RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
             raise ValueError(f"{folder} must be a whole checkpoint of this model: {error}") from error
 
