@@ -27,7 +27,7 @@ class CachedLlama:
 
     def __init__(self, parts: LlamaParts, *, native: bool = True):
         self.parts = parts
-        self.max_positions = len(parts.cosine)
+        self.max_positions = len(parts.rotary[0].cosine)
         self.native = NativeLlama.of(parts) if native else None
 
     def logits(self, hidden: Float[Tensor, "rows dim"], start: int, stop: int) -> Float[Tensor, "rows ids"]:
@@ -54,7 +54,7 @@ class CachedRows:
         missing = [longest - len(row) for row in rows]
         self.starts = torch.tensor(missing, device=device).unsqueeze(1)
         self.num_read = 0
-        shape = (len(parts.blocks), len(rows), parts.num_kv_heads, num_slots, parts.cosine.shape[1])
+        shape = (len(parts.blocks), len(rows), parts.num_kv_heads, num_slots, parts.rotary[0].cosine.shape[1])
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.readable = torch.arange(num_slots, device=device) >= self.starts
@@ -70,19 +70,28 @@ class CachedRows:
             return
         slots = torch.arange(start, stop, device=ids.device)
         positions = (slots - self.starts).clamp(0, body.max_positions - 1)  # padding and finished rows lie beyond
-        turns = parts.cosine[positions].unsqueeze(2), parts.sine[positions].unsqueeze(2)
-        mask = self._mask(slots, stop)
+        turns = {rotary: (rotary.cosine[positions], rotary.sine[positions]) for rotary in set(parts.rotary)}
+        masks = {window: self._mask(slots, stop, window) for window in set(parts.windows)}
         hidden = F.embedding(ids, parts.embeddings)
+        hidden = hidden * torch.tensor(parts.embedding_scale, dtype=hidden.dtype)
         for index, block in enumerate(parts.blocks):
-            normed = F.rms_norm(hidden, hidden.shape[-1:], block.attention_norm, parts.norm_eps)
-            hidden = hidden + F.linear(
-                self._attend(index, F.linear(normed, block.query_key_value), turns, mask), block.output
+            projected = F.linear(
+                self._normed(hidden, block.attention_norm), block.query_key_value, block.query_key_value_bias
             )
-            normed = F.rms_norm(hidden, hidden.shape[-1:], block.ffn_norm, parts.norm_eps)
-            gate, up = F.linear(normed, block.gate_up).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate) * up, block.down)
+            attended = self._attend(index, projected, turns[parts.rotary[index]], masks[parts.windows[index]])
+            hidden = hidden + self._normed(F.linear(attended, block.output), block.attended_norm)
+            gate, up = F.linear(self._normed(hidden, block.ffn_norm), block.gate_up).chunk(2, dim=-1)
+            gate = F.silu(gate) if parts.activation == "silu" else F.gelu(gate, approximate="tanh")
+            hidden = hidden + self._normed(F.linear(gate * up, block.down), block.ffn_output_norm)
         self.num_read = stop
-        self.last = F.rms_norm(hidden[:, -1], hidden.shape[-1:], parts.norm, parts.norm_eps)
+        self.last = self._normed(hidden[:, -1], parts.norm)
+
+    def _normed(self, values: Float[Tensor, "... dim"], factors: Float[Tensor, " dim"] | None) -> Tensor:
+        """Returns values over their root mean square times factors, in the factors' dtype; as they are without any."""
+        if factors is None:
+            return values
+        normed = F.rms_norm(values.to(factors.dtype), factors.shape, factors, self.parts.norm_eps)
+        return normed.to(values.dtype)
 
     def _attend(
         self,
@@ -91,31 +100,44 @@ class CachedRows:
         turns: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "rows 1 length slots"],
     ) -> Float[Tensor, "rows length dim"]:
-        parts, start, stop = self.parts, self.num_read, self.num_read + projected.shape[1]
+        parts, block, start, stop = (
+            self.parts,
+            self.parts.blocks[layer],
+            self.num_read,
+            self.num_read + projected.shape[1],
+        )
         num_turned = parts.num_heads + parts.num_kv_heads
         heads = rearrange(
-            projected, "rows length (heads dim) -> rows length heads dim", heads=num_turned + parts.num_kv_heads
+            projected, "rows length (heads dim) -> rows heads length dim", heads=num_turned + parts.num_kv_heads
         )
-        turned = _turn(heads[:, :, :num_turned], *turns).transpose(1, 2)
-        self.keys[layer, :, :, start:stop] = turned[:, parts.num_heads :]
-        self.values[layer, :, :, start:stop] = heads[:, :, num_turned:].transpose(1, 2)
+        queries = self._normed(heads[:, : parts.num_heads], block.query_norm)
+        keys = self._normed(heads[:, parts.num_heads : num_turned], block.key_norm)
+        self.keys[layer, :, :, start:stop] = _turn(keys, *turns)
+        self.values[layer, :, :, start:stop] = heads[:, num_turned:]
         attended = F.scaled_dot_product_attention(
-            turned[:, : parts.num_heads],
+            _turn(queries, *turns),
             self.keys[layer, :, :, :stop],
             self.values[layer, :, :, :stop],
             attn_mask=mask,
+            scale=parts.attention_scale,
             enable_gqa=parts.num_kv_heads < parts.num_heads,
         )
         return rearrange(attended, "rows heads length dim -> rows length (heads dim)")
 
-    def _mask(self, slots: Int[Tensor, " length"], stop: int) -> Bool[Tensor, "rows 1 length slots"]:
-        """Returns which slots each new slot may look at: those of its row up to itself, and always itself."""
-        past = torch.arange(stop, device=slots.device) <= slots.unsqueeze(1)
-        itself = torch.arange(stop, device=slots.device) == slots.unsqueeze(1)
-        return ((self.readable[:, None, :stop] & past) | itself).unsqueeze(1)
+    def _mask(
+        self, slots: Int[Tensor, " length"], stop: int, window: int | None
+    ) -> Bool[Tensor, "rows 1 length slots"]:
+        """Returns which slots each new slot may look at: those of its row and window up to itself, and itself."""
+        back = slots.unsqueeze(1) - torch.arange(stop, device=slots.device)
+        near = (back >= 0) if window is None else (back >= 0) & (back < window)
+        return ((self.readable[:, None, :stop] & near) | (back == 0)).unsqueeze(1)
 
 
-def _turn(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def _turn(
+    heads: Float[Tensor, "rows heads length dim"],
+    cosine: Float[Tensor, "rows length dim"],
+    sine: Float[Tensor, "rows length dim"],
+) -> Float[Tensor, "rows heads length dim"]:
     """Returns heads turned by their positions (rotary embedding, halves as in ``transformers``)."""
     first, second = heads.chunk(2, dim=-1)
-    return heads * cosine + torch.cat((-second, first), dim=-1) * sine
+    return heads * cosine.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sine.unsqueeze(1)

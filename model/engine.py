@@ -21,7 +21,7 @@ from rebus.model.sampling import Sampling
 from rebus.tokenizers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 Ranges = tuple[tuple[int, int], ...]
 """Half-open ranges of ids, ascending."""
@@ -31,12 +31,12 @@ class Engine:
     """A stock language model, arranged for decoding.
 
     Args:
-        model: whose weights to use.
+        model: whose weights to use: a Llama, or one built like it (``llama_parts.py``).
         vocabulary: that it was made for.
         native: whether to decode in C++ where that can be.
     """
 
-    def __init__(self, model: "LlamaForCausalLM", vocabulary: Vocabulary, *, native: bool = True):
+    def __init__(self, model: "PreTrainedModel", vocabulary: Vocabulary, *, native: bool = True):
         if model.config.vocab_size != vocabulary.size:
             raise ValueError(f"model must have the vocabulary's {vocabulary.size} ids, got {model.config.vocab_size}")
         self.vocabulary = vocabulary

@@ -1,6 +1,7 @@
-"""The weights of a stock Llama straight from its folder, for decoding: importing its class would take seconds.
+"""The weights of a stock language model from its folder, for decoding.
 
-What is returned has the attributes of ``LlamaForCausalLM`` that hold weights, by the same names, and no methods.
+Those of a plain Llama are read straight from the file, since importing its class would take seconds; what is returned
+then has the attributes of ``LlamaForCausalLM`` that hold weights, by the same names, and no methods.
 """
 
 import json
@@ -14,32 +15,38 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
-PLAIN = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""What a config must say for the weights to mean what they are taken for here."""
+PLAIN = {
+    **{"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    "rope_type": "default",
+}
+"""What the config of a plain Llama says."""
 
 
-def read_llama(folder: Path, device: str | torch.device, dtype: torch.dtype) -> "LlamaForCausalLM":
-    """Returns the weights of a saved Llama as attributes named as in the class.
-
-    Raises:
-        ValueError: if it is another model, or one of a kind that is not read here.
-    """
+def read_language_model(folder: Path, device: str | torch.device, dtype: torch.dtype) -> "PreTrainedModel":
+    """Returns a saved language model, or only its weights as attributes named as in its class."""
     config = json.loads((folder / "config.json").read_text())
-    rope = config.get("rope_parameters") or {}
-    for name, plain in {**PLAIN, "rope_type": "default"}.items():
-        got = {**config, **rope}.get(name)
-        if got != plain:
-            raise ValueError(f"{folder}: {name} of the language model must be {plain}, got {got}")
+    said = {**config, **(config.get("rope_parameters") or {})}
+    if all(said.get(name) == plain for name, plain in PLAIN.items()):
+        return _read_plain_llama(folder, config, device, dtype)
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    return AutoModelForCausalLM.from_pretrained(folder, **options).to(device).eval()
+
+
+def _read_plain_llama(
+    folder: Path, config: dict[str, Any], device: str | torch.device, dtype: torch.dtype
+) -> "PreTrainedModel":
     saved = safetensors.torch.load_file(folder / "model.safetensors", device=str(device))
     tensors = {name: tensor.to(dtype) for name, tensor in saved.items()}
     if config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     model = _as_attributes(tensors)
     model.config = SimpleNamespace(**config)
-    model.model.rotary_emb = _Rotary(config["head_dim"], rope["rope_theta"])
-    return cast("LlamaForCausalLM", model)
+    model.model.rotary_emb = _Rotary(config["head_dim"], config["rope_parameters"]["rope_theta"])
+    return cast("PreTrainedModel", model)
 
 
 class _Rotary:

@@ -1,4 +1,4 @@
-"""A Llama's step in C++ (``native/llama_step.cpp``), taken where every row of a batch reads one id.
+"""A step in C++ (``native/llama_step.cpp``) of Llama, Mistral or Qwen, taken where every row of a batch reads one id.
 
 In torch the step of a small model is spent in calling its parts, not in their arithmetic.
 """
@@ -26,10 +26,12 @@ class _Shape(Structure):
     ]
 
 
+_MATRICES = ("attention_norm", "query_key_value", "output", "ffn_norm", "gate_up", "down")
+_OPTIONAL = ("query_key_value_bias", "query_norm", "key_norm")
+
+
 class _Block(Structure):
-    _fields_ = [
-        (name, c_void_p) for name in ("attention_norm", "query_key_value", "output", "ffn_norm", "gate_up", "down")
-    ]
+    _fields_ = [(name, c_void_p) for name in (*_MATRICES, *_OPTIONAL)]
 
 
 class _Weights(Structure):
@@ -53,9 +55,14 @@ class NativeLlama:
     def __init__(self, library: ctypes.CDLL, parts: LlamaParts):
         self.embeddings = parts.embeddings.contiguous()  # all else is copied
         head, norm = parts.head.contiguous(), parts.norm.contiguous()
-        cosine, sine = parts.cosine.float().contiguous(), parts.sine.float().contiguous()
-        tensors = [[tensor.contiguous() for tensor in block] for block in parts.blocks]
-        blocks = (_Block * len(tensors))(*(_Block(*(one.data_ptr() for one in block)) for block in tensors))
+        cosine, sine = (one.float().contiguous() for one in (parts.rotary[0].cosine, parts.rotary[0].sine))
+        tensors = [
+            [tensor if tensor is None else tensor.contiguous() for tensor in (getattr(block, name) for name in names)]
+            for block in parts.blocks
+            for names in [(*_MATRICES, *_OPTIONAL)]
+        ]
+        pointers = ([tensor if tensor is None else tensor.data_ptr() for tensor in block] for block in tensors)
+        blocks = (_Block * len(tensors))(*(_Block(*block) for block in pointers))
         shape = _Shape(
             dim=self.embeddings.shape[1],
             num_blocks=len(blocks),
@@ -77,9 +84,18 @@ class NativeLlama:
 
     @staticmethod
     def of(parts: LlamaParts) -> "NativeLlama | None":
-        """Returns the step of a model in float32 or bfloat16 on a CPU, where it can be compiled."""
-        is_plain = parts.head.device.type == "cpu" and parts.head.dtype in (torch.float32, torch.bfloat16)
-        library = native_library(SOURCE) if is_plain else None
+        """Returns the step of a model in float32 or bfloat16 on a CPU, where it can be compiled.
+
+        Gemma's other constants and norms, and windows, are left to torch.
+        """
+        is_covered = (
+            parts.head.device.type == "cpu"
+            and parts.head.dtype in (torch.float32, torch.bfloat16)
+            and parts.activation == "silu"
+            and parts.embedding_scale == 1
+            and not any(parts.windows)
+        )
+        library = native_library(SOURCE) if is_covered else None
         return None if library is None else NativeLlama(library, parts)
 
     def step(

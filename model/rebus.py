@@ -17,7 +17,7 @@ from rebus.data.samples import Message, Picture, Sample, pictures, with_tokens
 from rebus.model.drafts import best_drafts, draft_seed, num_drafts, read_back
 from rebus.model.drawing import Drawing, DrawingSettings, Statistics, Written, picture_seeds
 from rebus.model.engine import Engine
-from rebus.model.llama_weights import read_llama
+from rebus.model.llama_weights import read_language_model
 from rebus.model.sampling import Sampling
 from rebus.model.saved import SavedModel
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
@@ -184,7 +184,7 @@ class Rebus:
     @cached_property
     def engine(self) -> Engine:
         """Continues texts and pictures."""
-        weights = read_llama(self.saved.path("language_model"), self.device, self.dtype)
+        weights = read_language_model(self.saved.path("language_model"), self.device, self.dtype)
         return Engine(weights, self.saved.vocabulary)
 
     @cached_property

@@ -21,6 +21,7 @@ struct LlamaShape {
 
 struct LlamaBlock {  // row-major matrices of outputs x inputs, as torch holds them
   const void *attention_norm, *query_key_value, *output, *ffn_norm, *gate_up, *down;
+  const void *query_key_value_bias, *query_norm, *key_norm;  // null where the model has none
 };
 
 struct LlamaWeights {
@@ -54,7 +55,7 @@ class LlamaOf : public Llama {
   using Element = typename Format::Element;
 
   struct Block {
-    std::vector<float> attention_norm, ffn_norm;
+    std::vector<float> attention_norm, ffn_norm, bias, query_norm, key_norm;  // the last three may be empty
     Matrix<Format> query_key_value, output, gate_up, down;
   };
 
@@ -79,6 +80,8 @@ class LlamaOf : public Llama {
       const LlamaBlock& one = weights.blocks[index];
       blocks_.push_back(Block{
           floats(one.attention_norm, shape.dim), floats(one.ffn_norm, shape.dim),
+          floats(one.query_key_value_bias, qkv_dim()), floats(one.query_norm, shape.head_dim),
+          floats(one.key_norm, shape.head_dim),
           Matrix<Format>(one.query_key_value, qkv_dim(), shape.dim, same),
           Matrix<Format>(one.output, shape.dim, heads_dim, same),
           Matrix<Format>(one.gate_up, num_paired, shape.dim, paired),
@@ -101,7 +104,7 @@ class LlamaOf : public Llama {
     auto* last = static_cast<Element*>(step.last);
     for (int row = 0; row < rows; ++row) {
       const float* hidden = &hidden_[size_t(row) * shape_.dim];
-      const float scale = norm_scale(hidden);
+      const float scale = norm_scale(hidden, shape_.dim);
       for (int place = 0; place < shape_.dim; ++place)
         last[size_t(row) * shape_.dim + place] = Format::store(hidden[place] * scale * norm_[place]);
     }
@@ -129,16 +132,17 @@ class LlamaOf : public Llama {
   }
 
   static std::vector<float> floats(const void* elements, int number) {
+    if (elements == nullptr) return {};
     std::vector<float> result(number);
     for (int place = 0; place < number; ++place)
       result[place] = Format::load(static_cast<const Element*>(elements)[place]);
     return result;
   }
 
-  float norm_scale(const float* hidden) const {
+  float norm_scale(const float* values, int number) const {
     float sum = 0;
-    for (int place = 0; place < shape_.dim; ++place) sum += hidden[place] * hidden[place];
-    return 1 / std::sqrt(sum / shape_.dim + shape_.norm_eps);
+    for (int place = 0; place < number; ++place) sum += values[place] * values[place];
+    return 1 / std::sqrt(sum / number + shape_.norm_eps);
   }
 
   // Rows as words to multiply; every thread makes its own, which is cheaper than to wait for another's.
@@ -156,7 +160,7 @@ class LlamaOf : public Llama {
     normed.resize(size_t(num_rows) * shape_.dim);
     for (int row = 0; row < num_rows; ++row) {
       const float* hidden = &hidden_[size_t(row) * shape_.dim];
-      const float scale = norm_scale(hidden);
+      const float scale = norm_scale(hidden, shape_.dim);
       for (int place = 0; place < shape_.dim; ++place)
         normed[size_t(row) * shape_.dim + place] = hidden[place] * scale * norm[place];
     }
@@ -205,30 +209,44 @@ class LlamaOf : public Llama {
     }
   }
 
-  // Turns a key and its queries by their position, stores key and value, and attends to all slots of the row.
+  // Finishes a key, its value and its queries, stores key and value, and attends to all slots of the row.
   void attend(const LlamaStep& step, int index, int row, int kv_head, std::vector<float>& scores) {
     const int width = shape_.head_dim, group = shape_.num_heads / shape_.num_kv_heads;
     const size_t place = ((size_t(index) * step.num_rows + row) * shape_.num_kv_heads + kv_head) * step.num_slots * width;
     Element* keys = static_cast<Element*>(step.keys) + place;
     Element* values = static_cast<Element*>(step.values) + place;
+    const Block& block = blocks_[index];
     float* projected = &projected_[size_t(row) * qkv_dim()];
-    float* key = projected + (shape_.num_heads + kv_head) * width;
-    const float* value = projected + (shape_.num_heads + shape_.num_kv_heads + kv_head) * width;
-    turn(key, step, row);
+    float* key = finished(projected, shape_.num_heads + kv_head, block.bias);
+    const float* value = finished(projected, shape_.num_heads + shape_.num_kv_heads + kv_head, block.bias);
+    turn(key, step, row, block.key_norm);
     for (int at = 0; at < width; ++at) {
       keys[size_t(step.slot) * width + at] = Format::store(key[at]);
       values[size_t(step.slot) * width + at] = Format::store(value[at]);
     }
     for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      float* query = projected + head * width;
-      turn(query, step, row);
+      float* query = finished(projected, head, block.bias);
+      turn(query, step, row, block.query_norm);
       float* attended = &attended_[(size_t(row) * shape_.num_heads + head) * width];
       attend_head(query, keys, values, int(step.starts[row]), step.slot, scores.data(), attended);
     }
   }
 
-  void turn(float* head, const LlamaStep& step, int row) const {
+  // Returns one head of what a row was projected to, with its bias.
+  float* finished(float* projected, int head, const std::vector<float>& bias) const {
+    float* values = projected + head * shape_.head_dim;
+    if (!bias.empty())
+      for (int at = 0; at < shape_.head_dim; ++at) values[at] += bias[size_t(head) * shape_.head_dim + at];
+    return values;
+  }
+
+  // Norms a head, where the model does that, and turns it by its position.
+  void turn(float* head, const LlamaStep& step, int row, const std::vector<float>& norm) const {
     const int width = shape_.head_dim, half = width / 2;
+    if (!norm.empty()) {
+      const float scale = norm_scale(head, width);
+      for (int at = 0; at < width; ++at) head[at] *= scale * norm[at];
+    }
     // Padding and finished rows may lie outside.
     const int position = std::max(0, std::min(step.slot - int(step.starts[row]), shape_.max_positions - 1));
     const float* cosine = &cosine_[size_t(position) * width];
