@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rebus.model.command_line import CommandParser, spinner
+from rebus.model.command_line import CommandParser
 
 if TYPE_CHECKING:
     from rebus.model.conversation import Conversation
@@ -74,9 +74,15 @@ def _check(options: Namespace) -> None:
 
 
 def _say(conversation: "Conversation", text: str) -> None:
-    with spinner("thinking"):
-        lines = conversation.say(text)
-    print(*lines, sep="\n", flush=True)
+    """Prints an answer as it comes, the names of files on lines of their own."""
+    in_line = False
+    for part in conversation.say(text):
+        if isinstance(part, Path):
+            print(f"\n{part}" if in_line else part, flush=True)
+        else:
+            print(part if in_line else part.lstrip(), end="", flush=True)
+        in_line = not isinstance(part, Path)
+    print(end="\n" if in_line else "", flush=True)
 
 
 def _talk(conversation: "Conversation") -> None:

@@ -101,7 +101,8 @@ def _drawings(rebus: "Rebus", options: Namespace, prompts: list[str]) -> Iterato
 
     shown = () if options.image is None else (rebus.look(options.image),)
     asked = [Message("user", (*shown, prompt)) for prompt in prompts]
-    rebus.render(asked)  # refuses a bad prompt before the first picture is written
+    if asked:
+        rebus.check(asked)  # refuses a bad prompt before the first picture is written
     codes = [] if options.from_tokens is None else read_tokens(options.from_tokens, rebus.saved)
     number = len(asked) + len(codes)
     if options.output.suffix == ".png" and number > 1:

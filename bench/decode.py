@@ -25,7 +25,9 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 from transformers.utils import logging
 
+from rebus.model.continuation import Decoding, Request
 from rebus.model.engine import Engine
+from rebus.model.guidance import Guidance
 from rebus.model.language_model import LanguageModelConfig
 from rebus.model.native_library import native_library
 from rebus.model.native_llama import SOURCE
@@ -52,18 +54,22 @@ def prompts(num_rows: int, seed: int) -> list[list[int]]:
 
 def by_engine(engine: Engine, num_rows: int, guidance: float = GUIDANCE, temperature: float = 1.0) -> list[list[int]]:
     """Returns the codes of one picture a row."""
-    rows = engine.generate(
-        [row[:-1] for row in prompts(num_rows, 0)],
-        unconditional=[row[:-1] for row in prompts(num_rows, 1)],
-        guidance=guidance,
-        text=Sampling(0.0),
-        picture=Sampling(temperature, top_k=TOP_K),
-        max_text_tokens=0,
-        num_pictures=1,
-        start_picture=True,
-        seeds=range(num_rows),
-    )
-    return [row[1:-1] for row in rows]
+    pairs = zip(prompts(num_rows, 0), prompts(num_rows, 1), strict=True)
+    branches = Guidance(scale=guidance)
+    requests = [
+        Request(
+            prompt=asked[:-1],
+            others=(other[:-1],) * branches.num_others,
+            max_text_tokens=0,
+            num_pictures=1,
+            start_picture=True,
+            seed=seed,
+        )
+        for seed, (asked, other) in enumerate(pairs)
+    ]
+    picture = Sampling(temperature, top_k=TOP_K)
+    rows = engine.generate(requests, Decoding(guidance=branches, picture=picture))
+    return [row.ids[1:-1] for row in rows]
 
 
 def by_transformers(model: Any, num_rows: int) -> Tensor:

@@ -4,7 +4,7 @@ A document is ``bos, parts, eos``. A chat is ``bos`` and then, for each message,
 text is encoded by itself and each picture is spliced in as ids, so that no text can spell a picture or a control token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rebus.data.samples import Message, Picture, Role, Sample
@@ -35,10 +35,11 @@ def canonical(sample: Sample) -> Sample:
     Raises:
         ValueError: if a picture has no codes.
     """
-    return Sample(tuple(replace(message, parts=_canonical_parts(message.parts)) for message in sample.messages))
+    return Sample(tuple(replace(message, parts=joined_parts(message.parts)) for message in sample.messages))
 
 
-def _canonical_parts(parts: Sequence[str | Picture]) -> tuple[str | Picture, ...]:
+def joined_parts(parts: Iterable[str | Picture]) -> tuple[str | Picture, ...]:
+    """Returns parts of a message with adjacent texts joined, empty texts dropped, and only the codes of pictures."""
     joined: list[str | Picture] = []
     for part in parts:
         if isinstance(part, Picture):

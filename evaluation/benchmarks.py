@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -112,13 +112,18 @@ def drawings(
     return result
 
 
-def answers(model: UnifiedModel, samples: SceneSamples, number: int, batch_size: int) -> list[Answer]:
-    """Returns the model's answers to questions about as many scenes, the kinds in turn."""
+def answers(
+    answer: Callable[[Sequence[Image.Image], Sequence[str]], list[str]],
+    samples: SceneSamples,
+    number: int,
+    batch_size: int,
+) -> list[Answer]:
+    """Returns a model's answers to questions about as many scenes, the kinds in turn."""
     asked = [_question(samples, random.Random(f"ask/{index}"), _turn(QUESTION_KINDS, index)) for index in range(number)]
     result = []
     for start in range(0, number, batch_size):
         part = asked[start : start + batch_size]
-        given = model.answers(_pictures([scene for scene, _ in part], samples), [one.question for _, one in part])
+        given = answer(_pictures([scene for scene, _ in part], samples), [one.question for _, one in part])
         result += [Answer(one.kind, one.question, text, one.answer) for (_, one), text in zip(part, given, strict=True)]
     return result
 

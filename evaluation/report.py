@@ -111,7 +111,7 @@ def evaluate(
         say(f"drawing: {name}")
         done[name] = drawings(model, judge, samples, task, sizes.num_drawings, sizes.batch_size)
     say("answering")
-    answered = answers(model, samples, sizes.num_answers, sizes.batch_size)
+    answered = answers(model.answers, samples, sizes.num_answers, sizes.batch_size)
     say("describing")
     told = captions(model, samples, sizes.num_captions, sizes.batch_size)
     return Report(done, answered, told, time.monotonic() - start)

@@ -1,20 +1,21 @@
-"""Llama's blocks over a batch of rows with a static key-value cache: the arithmetic of decoding.
+"""A Llama, or one of its kin, that reads batches of rows (``cached_rows.py``).
 
-The weights are those of a stock ``transformers`` model, with matrices that read the same input laid side by side. Rows
-of any length share one batch: each ends at the same slot of the cache, starts where its own text starts, and counts its
-positions from there.
+The weights are those of a stock ``transformers`` model, with matrices that read the same input laid side by side.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from rebus.model.cached_rows import CachedRows, Drop
 from rebus.model.llama_parts import LlamaParts
 from rebus.model.native_llama import NativeLlama
+from rebus.model.sampling import Sampling
+from rebus.model.token_reduction import AttendedCodes, PromptRow, TokenReduction
 
 
 class CachedLlama:
@@ -27,7 +28,6 @@ class CachedLlama:
 
     def __init__(self, parts: LlamaParts, *, native: bool = True):
         self.parts = parts
-        self.max_positions = len(parts.rotary[0].cosine)
         self.native = NativeLlama.of(parts) if native else None
 
     def logits(self, hidden: Float[Tensor, "rows dim"], start: int, stop: int) -> Float[Tensor, "rows ids"]:
@@ -36,108 +36,44 @@ class CachedLlama:
             return self.native.logits(hidden, start, stop)
         return F.linear(hidden, self.parts.head[start:stop]).float()
 
-    def start(self, rows: Sequence[Sequence[int]], num_slots: int) -> "CachedRows":
-        """Returns a batch that has read one or more ids in each row, with room for ``num_slots`` ids in the longest."""
-        return CachedRows(self, rows, num_slots)
+    def choose(
+        self, logits: Float[Tensor, "rows ids"], sampling: Sampling, uniform: Float[Tensor, " rows"]
+    ) -> Int[Tensor, " rows"]:
+        """Returns an id for each row of logits, drawn by a number in [0, 1) for each row."""
+        if self.native is not None:
+            return self.native.choose(logits, sampling, uniform)
+        return sampling.choose(logits, uniform.to(logits.device))
 
+    def cache_bytes(self, num_rows: int, num_slots: int) -> int:
+        """Returns how much memory the keys and values of a batch take."""
+        parts = self.parts
+        num_values = 2 * len(parts.blocks) * num_rows * parts.num_kv_heads * num_slots * parts.head_dim
+        return num_values * parts.embeddings.element_size()
 
-class CachedRows:
-    """Rows that a model has read so far."""
+    def start(self, rows: Sequence[Sequence[int]], num_slots: int, known: CachedRows | None = None) -> CachedRows:
+        """Returns a batch that has read one or more ids in each row, with room for ``num_slots`` ids in the longest.
 
-    last: Float[Tensor, "rows dim"]
-    """The final hidden state of each row's last id: what predicts the next."""
-
-    def __init__(self, body: CachedLlama, rows: Sequence[Sequence[int]], num_slots: int):
-        self.body, self.parts = body, body.parts
-        parts, device, dtype = body.parts, body.parts.embeddings.device, body.parts.embeddings.dtype
-        longest = max(len(row) for row in rows)
-        missing = [longest - len(row) for row in rows]
-        self.starts = torch.tensor(missing, device=device).unsqueeze(1)
-        self.num_read = 0
-        shape = (len(parts.blocks), len(rows), parts.num_kv_heads, num_slots, parts.rotary[0].cosine.shape[1])
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.readable = torch.arange(num_slots, device=device) >= self.starts
-        padded = [[0] * number + list(row) for number, row in zip(missing, rows, strict=True)]
-        self.read(torch.tensor(padded, device=device))
-
-    def read(self, ids: Int[Tensor, "rows length"]) -> None:
-        """Lets every row read its next ids."""
-        body, parts, start, stop = self.body, self.parts, self.num_read, self.num_read + ids.shape[1]
-        if ids.shape[1] == 1 and body.native is not None:
-            self.last = body.native.step(ids[:, 0].contiguous(), self.starts[:, 0], start, self.keys, self.values)
-            self.num_read = stop
-            return
-        slots = torch.arange(start, stop, device=ids.device)
-        positions = (slots - self.starts).clamp(0, body.max_positions - 1)  # padding and finished rows lie beyond
-        turns = {rotary: (rotary.cosine[positions], rotary.sine[positions]) for rotary in set(parts.rotary)}
-        masks = {window: self._mask(slots, stop, window) for window in set(parts.windows)}
-        hidden = F.embedding(ids, parts.embeddings)
-        hidden = hidden * torch.tensor(parts.embedding_scale, dtype=hidden.dtype)
-        for index, block in enumerate(parts.blocks):
-            projected = F.linear(
-                self._normed(hidden, block.attention_norm), block.query_key_value, block.query_key_value_bias
-            )
-            attended = self._attend(index, projected, turns[parts.rotary[index]], masks[parts.windows[index]])
-            hidden = hidden + self._normed(F.linear(attended, block.output), block.attended_norm)
-            gate, up = F.linear(self._normed(hidden, block.ffn_norm), block.gate_up).chunk(2, dim=-1)
-            gate = F.silu(gate) if parts.activation == "silu" else F.gelu(gate, approximate="tanh")
-            hidden = hidden + self._normed(F.linear(gate * up, block.down), block.ffn_output_norm)
-        self.num_read = stop
-        self.last = self._normed(hidden[:, -1], parts.norm)
-
-    def _normed(self, values: Float[Tensor, "... dim"], factors: Float[Tensor, " dim"] | None) -> Tensor:
-        """Returns values over their root mean square times factors, in the factors' dtype; as they are without any."""
-        if factors is None:
-            return values
-        normed = F.rms_norm(values.to(factors.dtype), factors.shape, factors, self.parts.norm_eps)
-        return normed.to(values.dtype)
-
-    def _attend(
-        self,
-        layer: int,
-        projected: Float[Tensor, "rows length width"],
-        turns: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "rows 1 length slots"],
-    ) -> Float[Tensor, "rows length dim"]:
-        parts, block, start, stop = (
-            self.parts,
-            self.parts.blocks[layer],
-            self.num_read,
-            self.num_read + projected.shape[1],
+        Rows that are the same are read once, and what ``known`` has read already is taken from there.
+        """
+        different = list(dict.fromkeys(map(tuple, rows)))
+        longest = max(map(len, different))
+        cache = CachedRows(
+            self.parts, self.native, list(map(len, different)), num_slots if len(different) == len(rows) else longest
         )
-        num_turned = parts.num_heads + parts.num_kv_heads
-        heads = rearrange(
-            projected, "rows length (heads dim) -> rows heads length dim", heads=num_turned + parts.num_kv_heads
-        )
-        queries = self._normed(heads[:, : parts.num_heads], block.query_norm)
-        keys = self._normed(heads[:, parts.num_heads : num_turned], block.key_norm)
-        self.keys[layer, :, :, start:stop] = _turn(keys, *turns)
-        self.values[layer, :, :, start:stop] = heads[:, num_turned:]
-        attended = F.scaled_dot_product_attention(
-            _turn(queries, *turns),
-            self.keys[layer, :, :, :stop],
-            self.values[layer, :, :, :stop],
-            attn_mask=mask,
-            scale=parts.attention_scale,
-            enable_gqa=parts.num_kv_heads < parts.num_heads,
-        )
-        return rearrange(attended, "rows heads length dim -> rows length (heads dim)")
+        cache.ids = [list(row) for row in different]
+        if known is not None:
+            cache.take_over(known)
+        padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in different])
+        cache.read(padded[:, cache.num_read :].to(cache.starts.device))
+        places = {row: index for index, row in enumerate(different)}
+        return cache if len(different) == len(rows) else cache.spread([places[tuple(row)] for row in rows], num_slots)
 
-    def _mask(
-        self, slots: Int[Tensor, " length"], stop: int, window: int | None
-    ) -> Bool[Tensor, "rows 1 length slots"]:
-        """Returns which slots each new slot may look at: those of its row and window up to itself, and itself."""
-        back = slots.unsqueeze(1) - torch.arange(stop, device=slots.device)
-        near = (back >= 0) if window is None else (back >= 0) & (back < window)
-        return ((self.readable[:, None, :stop] & near) | (back == 0)).unsqueeze(1)
-
-
-def _turn(
-    heads: Float[Tensor, "rows heads length dim"],
-    cosine: Float[Tensor, "rows length dim"],
-    sine: Float[Tensor, "rows length dim"],
-) -> Float[Tensor, "rows heads length dim"]:
-    """Returns heads turned by their positions (rotary embedding, halves as in ``transformers``)."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cosine.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sine.unsqueeze(1)
+    def start_reduced(self, rows: Sequence[PromptRow], num_slots: int, reduction: TokenReduction) -> CachedRows:
+        """Returns a batch that has read prompts whose pictures are reduced."""
+        cache = CachedRows(self.parts, self.native, [len(row.positions) for row in rows], num_slots)
+        embeddings = pad_sequence([row.embeddings for row in rows], batch_first=True, padding_side="left")
+        positions = pad_sequence([row.positions for row in rows], batch_first=True, padding_side="left")
+        cache.offsets = positions[:, -1:] + 1 - (positions.shape[1] - cache.starts)
+        drop = Drop(reduction, [row.pictures for row in rows]) if isinstance(reduction, AttendedCodes) else None
+        cache.read_embeddings(embeddings, positions, drop)
+        return cache

@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rebus.data.rendering import joined_parts
 from rebus.data.samples import Message, Picture
 from rebus.model.drawing_files import record, write_drawing, write_whole
 from rebus.model.rebus import Rebus
@@ -35,30 +37,29 @@ class Conversation:
         """
         self._shown.append((self.rebus.look(path), path))
 
-    def say(self, text: str) -> list[str]:
-        """Returns what the model says, and the names of the files into which it drew, in order.
+    def say(self, text: str) -> Iterator[str | Path]:
+        """Yields what the model says as it comes: pieces of text, and the files into which it drew.
 
         Raises:
             ValueError: if the chat has become too long; nothing is added to it then.
         """
         start = time.perf_counter()
         said = Message("user", (*(picture for picture, _ in self._shown), text))
-        reply = self.rebus.generate([*self._messages, said], seed=self.seed)
-        lines, parts = [], []
-        for part in reply.parts:
+        parts: list[str | Picture] = []
+        files: list[Path] = []
+        for part in self.rebus.stream([*self._messages, said], seed=self.seed):
+            parts.append(part)
             if isinstance(part, Picture):
-                path = self._draw(part, text, start)
-                lines.append(str(path))
-                parts.append({"picture": str(path)})
-            else:
-                lines.append(part.strip())
-                parts.append(part)
+                files.append(self._draw(part, text, start))
+            yield files[-1] if isinstance(part, Picture) else part
+        reply = Message("assistant", joined_parts(parts))
+        names = iter(files)
+        answered = [{"picture": str(next(names))} if isinstance(part, Picture) else part for part in reply.parts]
         shown = [{"picture": str(path)} for _, path in self._shown]
         self._messages += [said, reply]
-        self._transcript += [{"role": "user", "parts": [*shown, text]}, {"role": "assistant", "parts": parts}]
+        self._transcript += [{"role": "user", "parts": [*shown, text]}, {"role": "assistant", "parts": answered}]
         self._shown = []
         self.seed += 1
-        return lines
 
     def save(self, path: Path) -> None:
         """Writes the chat to a ``.json`` file, or the newest drawn picture to a ``.png`` file.

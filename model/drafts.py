@@ -37,7 +37,7 @@ def read_back(
     """Returns how likely the model is to describe each draft by the text that asked for it, in nats."""
     asked = [[Message("user", (Picture(tokens=draft), caption_request))] for draft in drafts]
     shown = [render_prompt(chat, text_tokenizer, engine.vocabulary) for chat in asked]
-    room = engine.body.max_positions - max(map(len, shown))  # the end of a very long prompt is not read
+    room = engine.body.parts.max_positions - max(map(len, shown))  # the end of a very long prompt is not read
     texts = ["".join(part for part in message.parts if isinstance(part, str)) for message in messages]
     return engine.log_likelihoods(shown, [text_tokenizer.encode(text)[:room] for text in texts]).tolist()
 

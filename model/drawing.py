@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from rebus.model.continuation import Decoding
+from rebus.model.guidance import Guidance
 from rebus.model.sampling import Sampling
 from rebus.tokenizers.tokens import Tokens
 
@@ -15,6 +17,13 @@ class DrawingSettings:
 
     guidance: float = 3.0
     """How far to go from what the model draws unasked to what it draws when asked; 1 is none, and twice as fast."""
+    picture_guidance: float | None = None
+    """How far to go from what the model draws unasked to what it draws when shown the prompt's pictures without its
+    text; ``guidance`` then goes on from there. Without it, ``guidance`` does both."""
+    guidance_start: float = 0.0
+    """Share of a picture's codes before the first one that is guided."""
+    guidance_stop: float = 1.0
+    """Share of its codes before the first one that is guided no more."""
     temperature: float = 1.0
     """Spread of the codes; 0 always takes the likeliest."""
     top_k: int | None = None
@@ -23,22 +32,29 @@ class DrawingSettings:
     """Only the likeliest codes that together have this probability."""
     min_p: float | None = None
     """Only codes at least this probable beside the likeliest."""
+    guesses: int = 0
+    """Codes that are guessed ahead and read in one pass where only one draft is drawn (``speculation.py``)."""
     best_of: int = 1
     """Drafts of each picture, of which the model keeps the one in which it best reads the prompt (``drafts.py``)."""
     steps: int = 4
     """Evaluations of the decoder."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance must be at least 0 and finite, got {self.guidance}")
         for name in ("best_of", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        self.sampling()
+        self.decoding()
 
-    def sampling(self) -> Sampling:
-        """Returns how codes are sampled."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+    def decoding(self) -> Decoding:
+        """Returns how texts and codes are written; of text always the likeliest."""
+        guidance = Guidance(
+            scale=self.guidance,
+            picture_scale=self.picture_guidance,
+            start=self.guidance_start,
+            stop=self.guidance_stop,
+        )
+        picture = Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+        return Decoding(text=Sampling(temperature=0.0), picture=picture, guidance=guidance, guesses=self.guesses)
 
 
 @dataclass(frozen=True, kw_only=True)

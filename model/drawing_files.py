@@ -41,7 +41,7 @@ def record(rebus: Rebus, drawing: Drawing, asked: Mapping[str, Any], total_secon
         "model": str(rebus.saved.folder),
         "model_hash": rebus.saved.hash,
         "device": rebus.device,
-        "dtype": str(rebus.dtype).removeprefix("torch."),
+        "dtype": str(rebus.writer.dtype).removeprefix("torch."),
         "versions": versions(),
         "tokens": _codes([drawing.tokens], rebus.saved),
         "batch_size": statistics.batch_size,

@@ -1,30 +1,32 @@
 """Continues prompts with text and pictures: all rows in one batch, and only ids that the grammar allows are scored.
 
-With guidance each row has a second one in the batch that has read another prompt, such as one without the request. In
-a picture both predict the next code, and the logits are ``other + guidance * (asked - other)``.
-
-Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598, sec. 3.2.
+With guidance each row has others in the batch that have read other prompts, such as one without the request
+(``guidance.py``). In a picture all of them predict the next code, and read the one that is chosen.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from rebus.model.cached_llama import CachedLlama
+from rebus.model.cached_rows import CachedRows
+from rebus.model.continuation import Continuation, Decoding, Event, Ranges, Request, Row
 from rebus.model.grammar import Grammar
+from rebus.model.guidance import Guidance
 from rebus.model.llama_parts import llama_parts
-from rebus.model.sampling import Sampling
+from rebus.model.speculation import Speculation
+from rebus.model.token_reduction import prompt_row
 from rebus.tokenizers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Ranges = tuple[tuple[int, int], ...]
-"""Half-open ranges of ids, ascending."""
+MAX_CACHE_BYTES = 4 * 2**30
 
 
 class Engine:
@@ -34,73 +36,66 @@ class Engine:
         model: whose weights to use: a Llama, or one built like it (``llama_parts.py``).
         vocabulary: that it was made for.
         native: whether to decode in C++ where that can be.
+        max_cache_bytes: memory for the keys and values of a batch.
     """
 
-    def __init__(self, model: "PreTrainedModel", vocabulary: Vocabulary, *, native: bool = True):
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        vocabulary: Vocabulary,
+        *,
+        native: bool = True,
+        max_cache_bytes: int = MAX_CACHE_BYTES,
+    ):
         if model.config.vocab_size != vocabulary.size:
             raise ValueError(f"model must have the vocabulary's {vocabulary.size} ids, got {model.config.vocab_size}")
         self.vocabulary = vocabulary
         self.grammar = Grammar(vocabulary)
         self.device = model.lm_head.weight.device
         self.body = CachedLlama(llama_parts(model), native=native)
+        self.max_cache_bytes = max_cache_bytes
+        self._known: CachedRows | None = None
 
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        unconditional: Sequence[Sequence[int]] | None = None,
-        guidance: float = 1.0,
-        text: Sampling,
-        picture: Sampling,
-        max_text_tokens: int,
-        num_pictures: int,
-        start_picture: bool = False,
-        seeds: Sequence[int],
-    ) -> list[list[int]]:
-        """Returns the ids that follow each prompt: whole pictures, and text until ``eos``, which is then the last.
+    def generate(self, requests: Sequence[Request], decoding: Decoding, *, keep: bool = False) -> list[Continuation]:
+        """Returns what follows each prompt: whole pictures, and text until ``eos``, which is then the last.
 
-        A row that does not end in ``eos`` has used up its ids of text or the positions of the model; a picture that
-        would not fit into those is not begun. A row depends on its prompts and seed, not on the rows beside it.
+        A picture that would not fit into the model's positions is not begun. A row depends on its request alone, not
+        on the rows beside it; a row whose logits make no sense ends, and the others go on.
 
         Args:
-            prompts: ids to continue, all outside a picture.
-            unconditional: for each row the prompt to be guided away from.
-            guidance: how far; 1 is none.
-            text: how ids outside pictures are drawn; they are never guided.
-            picture: how codes are drawn.
-            max_text_tokens: most ids of text, ``eos`` among them.
-            num_pictures: most pictures.
-            start_picture: whether each row begins with a picture.
-            seeds: for each row that of its random draws.
+            requests: one for each row.
+            decoding: how they are continued.
+            keep: whether the keys and values stay in memory until the next call, so that it need not read again what
+                its prompts have in common with these rows, as the next turn of a chat has.
 
         Raises:
-            ValueError: if the lists are not equally many, a prompt is empty or leaves no room, or a picture is to
-                start where none may be.
+            ValueError: if there are no requests, a prompt is empty or leaves no room, its branches are not those that
+                guidance asks for, a picture is to start where none may be, or the batch needs too much memory.
         """
-        others = [] if unconditional is None or guidance == 1 else list(unconditional)
-        numbers = [len(prompts), len(seeds), len(prompts if unconditional is None else unconditional)]
-        if not prompts or len(set(numbers)) != 1:
-            got = "{} prompts, {} seeds, {} unconditional".format(*numbers)
-            raise ValueError(f"prompts must be at least one, with as many seeds and unconditional prompts, got {got}")
-        if start_picture and num_pictures < 1:
-            raise ValueError(f"num_pictures must be at least 1 to start with a picture, got {num_pictures}")
-        longest = [max(len(row) for row in pair) for pair in zip(prompts, others or prompts, strict=True)]
-        rows = [
-            _Row(self.grammar, self.body.max_positions - length, max_text_tokens, num_pictures, seed)
-            for length, seed in zip(longest, seeds, strict=True)
-        ]
-        first = [self.vocabulary.begin_picture] if start_picture else []
-        self._check_prompts([*prompts, *others], first)
-        for row in rows:
-            for token in first:
-                row.take(token)
-        num_new = min(num_pictures * (self.vocabulary.num_codes + 2) + max_text_tokens, max(row.room for row in rows))
-        cache = self.body.start([[*prompt, *first] for prompt in (*prompts, *others)], max(longest) + num_new + 1)
-        while self._extend(rows, cache.last, guidance if others else 1.0, text, picture):
-            ids = torch.tensor([row.ids[-1] for row in rows], device=self.device)
-            cache.read(ids.repeat(2 if others else 1).unsqueeze(1))
-        return [row.ids for row in rows]
+        rows = self._rows(requests, decoding.guidance)
+        for _ in self._decode(rows, requests, decoding, keep):
+            pass
+        return [Continuation(row.ids, row.ended) for row in rows if row.ended]
+
+    def stream(
+        self, requests: Sequence[Request], decoding: Decoding, *, keep: bool = False, preview_every: int | None = None
+    ) -> Iterator[Event]:
+        """Yields what ``generate`` returns piece by piece, as it comes; who stops asking stops the work.
+
+        Args:
+            requests: as for ``generate``.
+            decoding: as for ``generate``.
+            keep: as for ``generate``.
+            preview_every: codes after which the open pictures are told of; only when they are whole by default.
+
+        Raises:
+            ValueError: as ``generate``, at once.
+        """
+        if preview_every is not None and preview_every < 1:
+            raise ValueError(f"preview_every must be at least 1, got {preview_every}")
+        rows = self._rows(requests, decoding.guidance)
+        steps = self._decode(rows, requests, decoding, keep, preview_every)
+        return (event for _ in steps for row in rows for event in row.news())
 
     @torch.inference_mode()
     def log_likelihoods(
@@ -124,89 +119,172 @@ class Engine:
             cache.read(ids)
         return total
 
-    def _check_prompts(self, prompts: Sequence[Sequence[int]], first: list[int]) -> None:
-        most = self.body.max_positions - (self.vocabulary.num_codes + 2 if first else 1)
-        for prompt in prompts:
-            if not 1 <= len(prompt) <= most:
-                raise ValueError(f"a prompt must have 1 to {most} ids, got {len(prompt)}")
+    def _rows(self, requests: Sequence[Request], guidance: Guidance) -> list[Row]:
+        """Returns a row for each request, once all of them are seen to be right."""
+        if not requests:
+            raise ValueError("requests must be at least one, got none")
+        rows = []
+        for index, request in enumerate(requests):
+            if len(request.others) != guidance.num_others:
+                got = f"{len(request.others)} for row {index}"
+                raise ValueError(f"guidance must have {guidance.num_others} other prompts, got {got}")
+            if request.start_picture and request.num_pictures < 1:
+                got = request.num_pictures
+                raise ValueError(f"num_pictures must be at least 1 to start with a picture, got {got}")
+            lengths = [len(prompt) for prompt in (request.prompt, *request.others)]
+            most = self.body.parts.max_positions - (self.vocabulary.num_codes + 2 if request.start_picture else 1)
+            for length in lengths:
+                if not 1 <= length <= most:
+                    raise ValueError(f"a prompt must have 1 to {most} ids, got {length}")
+            rows.append(Row(index, self.grammar, request, self.body.parts.max_positions - max(lengths)))
+        return rows
 
-    def _extend(
+    @torch.inference_mode()
+    def _decode(
         self,
-        rows: "list[_Row]",
-        hidden: Float[Tensor, "batch dim"],
-        guidance: float,
-        text: Sampling,
-        picture: Sampling,
-    ) -> bool:
-        """Gives every unfinished row its next id; returns whether any row is still unfinished."""
-        members: dict[Ranges, list[int]] = {}
-        for index, row in enumerate(rows):
+        rows: list[Row],
+        requests: Sequence[Request],
+        decoding: Decoding,
+        keep: bool,
+        preview_every: int | None = None,
+    ) -> Iterator[None]:
+        """Continues rows until all have ended; comes back after each step."""
+        cache = self._read_prompts(rows, requests, decoding)
+        given = [len(row.ids) for row in rows]
+        try:
+            while any(row.legal() for row in rows):
+                if not self._draw_codes(rows, cache, decoding, preview_every):
+                    self._extend(rows, cache.last, decoding)
+                    if any(row.legal() for row in rows):
+                        self._read_newest(rows, cache)
+                for row in rows:
+                    if preview_every is not None and row.state.num_codes % preview_every == 0:
+                        row.preview()
+                yield
+            yield  # for rows that had nothing to do
+        finally:
+            for index, ids in enumerate(cache.ids):  # the newest id of a row may not have been read
+                row = index % len(rows)
+                cache.ids[index] = [*ids, *rows[row].ids[given[row] :]][:-1]
+            self._known = cache if keep and decoding.reduction is None else None
+
+    def _read_prompts(self, rows: list[Row], requests: Sequence[Request], decoding: Decoding) -> CachedRows:
+        """Returns a batch of all branches, those of the rows' own prompts first, that has read the prompts."""
+        branches = zip(*((request.prompt, *request.others) for request in requests), strict=True)
+        prompts = [[*prompt, *row.ids] for branch in branches for prompt, row in zip(branch, rows, strict=True)]
+        num_slots = max(map(len, prompts)) + max(row.most_to_come() for row in rows)
+        num_bytes = self.body.cache_bytes(len(prompts), num_slots)
+        if num_bytes > self.max_cache_bytes:
+            got = f"{num_bytes} for {len(prompts)} rows of {num_slots} ids"
+            raise ValueError(f"the cache of a batch must be at most {self.max_cache_bytes} bytes, got {got}")
+        if decoding.reduction is None:
+            return self.body.start(prompts, num_slots, self._known)
+        embeddings, reduction = self.body.parts.embeddings, decoding.reduction
+        reduced = [
+            prompt_row(prompt[: len(prompt) - len(row.ids)], row.ids, embeddings, self.grammar, reduction)
+            for prompt, row in zip(prompts, cycle(rows), strict=False)
+        ]
+        return self.body.start_reduced(reduced, num_slots, reduction)
+
+    def _read_newest(self, rows: list[Row], cache: CachedRows) -> None:
+        """Lets every branch of each row read its newest id; rows that have ended read whatever they ended with."""
+        ids = torch.tensor([row.ids[-1] if row.ids else 0 for row in rows], device=self.device)
+        cache.read(ids.repeat(len(cache.ids) // len(rows)).unsqueeze(1))
+
+    def _draw_codes(self, rows: list[Row], cache: CachedRows, decoding: Decoding, most: int | None) -> bool:
+        """Lets the rows draw and read the codes to come at once, if that can be: where every row is at the same one.
+
+        Returns whether it was so.
+        """
+        places = {row.state for row in rows if row.legal()}
+        state = places.pop()
+        ranges = () if places else self.grammar.codes_to_come(state)[:most]
+        if not ranges or decoding.picture.repetition_penalty != 1:
+            return False
+        if decoding.guesses and len(rows) == len(self.vocabulary.layout.streams) == 1:
+            self._guess_codes(rows[0], cache, decoding, ranges)
+            return True
+        if not cache.is_native:
+            return False
+        first, num_codes = state.num_codes, self.vocabulary.num_codes
+        weights = [decoding.guidance.weights(code, num_codes) for code in range(first, first + len(ranges))]
+        uniforms = torch.stack([torch.rand(len(ranges), generator=row.generator) for row in rows], dim=1)
+        codes = cache.draw(ranges, torch.tensor(weights), decoding.picture, uniforms)
+        for row, chosen in zip(rows, codes.T.tolist(), strict=True):
+            for token in chosen:
+                if row.legal():
+                    row.take(token) if token >= 0 else row.fail()
+        return True
+
+    def _guess_codes(self, row: Row, cache: CachedRows, decoding: Decoding, ranges: Ranges) -> None:
+        """Lets the only row draw and read codes, several in a pass."""
+        starts = [start for start, _ in ranges]
+        try:
+            codes = self.speculation(cache, decoding, row.generator).draw(starts, row.state.num_codes)
+        except ArithmeticError:
+            return row.fail()
+        for code, start in zip(codes, starts, strict=True):
+            row.take(start + code)
+
+    def speculation(self, cache: CachedRows, decoding: Decoding, generator: torch.Generator) -> Speculation:
+        """Returns what guesses the codes of one stream ahead, for one row whose branches are those of a cache."""
+        start, stop = self.vocabulary.code_range(0)
+
+        def logits(hidden: Float[Tensor, "branches codes dim"], first: int) -> Float[Tensor, "codes ids"]:
+            places = range(first, first + hidden.shape[1])
+            weights = [decoding.guidance.weights(place, self.vocabulary.num_codes) for place in places]
+            each = self.body.logits(rearrange(hidden, "branches codes dim -> (branches codes) dim"), start, stop)
+            branches = rearrange(each, "(branches codes) ids -> branches codes ids", branches=len(hidden))
+            return einsum(branches, torch.tensor(weights).to(each), "branches codes ids, codes branches -> codes ids")
+
+        return Speculation(cache, logits, decoding.picture, generator, decoding.guesses)
+
+    def _extend(self, rows: list[Row], hidden: Float[Tensor, "batch dim"], decoding: Decoding) -> None:
+        """Gives every row that has not ended its next id."""
+        alike: dict[tuple[Ranges, tuple[float, ...]], list[Row]] = {}
+        for row in rows:
             if ranges := row.legal():
-                members.setdefault(ranges, []).append(index)
-        for ranges, indices in members.items():
-            together = [rows[index] for index in indices]
-            in_picture = together[0].state.inside
+                inside, num_codes = row.state.inside, self.vocabulary.num_codes
+                weights = decoding.guidance.weights(row.state.num_codes, num_codes) if inside else (1.0,)
+                alike.setdefault((ranges, weights), []).append(row)
+        for (ranges, weights), together in alike.items():
             if ranges[-1][1] - ranges[0][0] == 1:  # nothing to choose
-                chosen = [ranges[0][0]] * len(together)
-            else:
-                logits = self.logits(hidden, indices, ranges, guidance if in_picture else 1.0)
-                uniform = torch.cat([torch.rand(1, generator=row.generator) for row in together]).to(logits.device)
-                sampling = picture if in_picture else text
-                chosen = (sampling.choose(logits, uniform) + ranges[0][0]).tolist()
-            for row, token in zip(together, chosen, strict=True):
-                row.take(token)
-        return any(row.legal() for row in rows)
+                for row in together:
+                    row.take(ranges[0][0])
+                continue
+            sampling = decoding.picture if together[0].state.inside else decoding.text
+            logits = self.logits(hidden, [row.index for row in together], len(rows), ranges, weights)
+            if sampling.repetition_penalty != 1:
+                past = [[*row.prompt, *row.ids] for row in together]
+                logits = sampling.penalized(logits, past, ranges[0][0])
+            uniform = torch.cat([torch.rand(1, generator=row.generator) for row in together])
+            chosen = (self.body.choose(logits, sampling, uniform) + ranges[0][0]).tolist()
+            has_failed = (~(logits < float("inf"))).any(dim=-1).tolist()
+            for row, token, failed in zip(together, chosen, has_failed, strict=True):
+                row.fail() if failed else row.take(token)
 
     def logits(
-        self, hidden: Float[Tensor, "batch dim"], indices: list[int], ranges: Ranges, guidance: float
+        self,
+        hidden: Float[Tensor, "batch dim"],
+        indices: list[int],
+        num_rows: int,
+        ranges: Ranges,
+        weights: tuple[float, ...],
     ) -> Float[Tensor, "rows ids"]:
         """Returns float32 logits of the ids from the first range to the last; -inf for those between ranges.
 
         Args:
-            hidden: final states of all rows, and with guidance of as many others after them.
+            hidden: final states of all rows, branch by branch.
             indices: the rows that are asked for.
+            num_rows: rows of a branch.
             ranges: ids that may come next.
-            guidance: 1 reads the rows themselves alone.
+            weights: of each branch; those of weight 0 are not computed.
         """
         start, stop = ranges[0][0], ranges[-1][1]
-        rows = indices if guidance == 1 else [*indices, *(index + len(hidden) // 2 for index in indices)]
-        logits = self.body.logits(hidden[rows], start, stop)
-        if guidance != 1:
-            asked, other = logits.chunk(2)
-            logits = other + guidance * (asked - other)
+        used = [(branch, weight) for branch, weight in enumerate(weights) if weight]
+        rows = [branch * num_rows + index for branch, _ in used for index in indices]
+        each = self.body.logits(hidden[rows], start, stop).chunk(len(used))
+        logits = torch.stack([weight * one for (_, weight), one in zip(used, each, strict=True)]).sum(dim=0)
         for (_, gap), (after, _) in pairwise(ranges):
             logits[:, gap - start : after - start] = float("-inf")
         return logits
-
-
-class _Row:
-    """One continuation, and what it may still hold."""
-
-    def __init__(self, grammar: Grammar, room: int, text_left: int, pictures_left: int, seed: int):
-        self.grammar, self.vocabulary = grammar, grammar.vocabulary
-        self.room, self.text_left, self.pictures_left = room, text_left, pictures_left
-        self.generator = torch.Generator().manual_seed(seed)
-        self.state = grammar.start()
-        self.ids: list[int] = []
-
-    def legal(self) -> Ranges:
-        """Returns the ids that may come next; none if the row is finished."""
-        ranges = self.grammar.legal(self.state)
-        if self.state.inside:
-            return ranges
-        if min(self.text_left, self.room) < 1 or (self.ids and self.ids[-1] == self.vocabulary.eos):
-            return ()
-        if self.pictures_left and self.room >= self.vocabulary.num_codes + 2:
-            return ranges
-        begin = self.vocabulary.begin_picture
-        return tuple(one for one in ranges if one != (begin, begin + 1))
-
-    def take(self, token: int) -> None:
-        """Appends an id."""
-        before, self.state = self.state, self.grammar.advance(self.state, token)
-        self.ids.append(token)
-        self.room -= 1
-        if token == self.vocabulary.begin_picture:
-            self.pictures_left -= 1
-        elif not before.inside:
-            self.text_left -= 1

@@ -95,6 +95,10 @@ class Grammar:
         """
         return self._legal_inside[state.num_codes] if state.inside else self._legal_outside
 
+    def codes_to_come(self, state: State) -> tuple[tuple[int, int], ...]:
+        """Returns the range of each code that the open picture still lacks, in order; none outside a picture."""
+        return tuple(ranges[0] for ranges in self._legal_inside[state.num_codes : -1]) if state.inside else ()
+
     def spans(self, ids: Sequence[int]) -> list[TextSpan | PictureSpan]:
         """Returns disjoint spans in order that together cover all ``ids``.
 

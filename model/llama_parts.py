@@ -73,6 +73,16 @@ class LlamaParts:
     activation: str
     """Of the feed-forward layers' gates: ``silu`` or ``gelu_pytorch_tanh``."""
 
+    @property
+    def max_positions(self) -> int:
+        """Ids of the longest text."""
+        return len(self.rotary[0].cosine)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.rotary[0].cosine.shape[1]
+
 
 def llama_parts(model: "PreTrainedModel") -> LlamaParts:
     """Returns the parts of a stock causal language model, or of what ``read_llama`` read.

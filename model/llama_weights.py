@@ -33,7 +33,8 @@ def read_language_model(folder: Path, device: str | torch.device, dtype: torch.d
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    return AutoModelForCausalLM.from_pretrained(folder, **options).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    return cast("PreTrainedModel", torch.nn.Module.to(model, device))
 
 
 def _read_plain_llama(

@@ -1,11 +1,14 @@
-"""A step in C++ (``native/llama_step.cpp``) of Llama, Mistral or Qwen, taken where every row of a batch reads one id.
+"""Llama, Mistral and Qwen in C++ (``native/llama.cpp``): steps in which every row of a batch reads one id.
 
-In torch the step of a small model is spent in calling its parts, not in their arithmetic.
+In torch the step of a small model is spent in calling its parts, not in their arithmetic. Where all rows are in a
+picture, its codes are drawn and read without coming back to Python in between.
 """
 
 import ctypes
 import weakref
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,8 +17,9 @@ from torch import Tensor
 
 from rebus.model.llama_parts import LlamaParts
 from rebus.model.native_library import native_library
+from rebus.model.sampling import Sampling
 
-SOURCE = Path(__file__).parent / "native" / "llama_step.cpp"
+SOURCE = Path(__file__).parent / "native" / "llama.cpp"
 
 
 class _Shape(Structure):
@@ -45,7 +49,21 @@ class _Weights(Structure):
 class _Step(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("num_rows", "slot", "num_slots")),
-        *((name, c_void_p) for name in ("ids", "starts", "keys", "values", "last")),
+        *((name, c_void_p) for name in ("ids", "starts", "offsets", "keys", "values", "last")),
+    ]
+
+
+class _Sampling(Structure):
+    _fields_ = [*((name, c_float) for name in ("temperature", "top_p", "min_p")), ("top_k", c_int32)]
+
+
+class _Span(Structure):
+    _fields_ = [
+        ("step", _Step),
+        ("num_codes", c_int32),
+        ("num_branches", c_int32),
+        ("sampling", _Sampling),
+        *((name, c_void_p) for name in ("code_starts", "code_stops", "weights", "uniforms", "chosen")),
     ]
 
 
@@ -98,21 +116,50 @@ class NativeLlama:
         library = native_library(SOURCE) if is_covered else None
         return None if library is None else NativeLlama(library, parts)
 
-    def step(
-        self,
-        ids: Int[Tensor, " rows"],
-        starts: Int[Tensor, " rows"],
-        slot: int,
-        keys: Float[Tensor, "blocks rows heads slots head_dim"],
-        values: Float[Tensor, "blocks rows heads slots head_dim"],
-    ) -> Float[Tensor, "rows dim"]:
-        """Returns the final hidden states after each row has read an id, whose key and value are put into ``slot``."""
-        last = keys.new_empty(len(ids), self.embeddings.shape[1])
-        assert slot < keys.shape[3] and all(one.is_contiguous() for one in (ids, starts, keys, values))
-        tensors = (ids, starts, keys, values, last)
-        step = _Step(len(ids), slot, keys.shape[3], *(tensor.data_ptr() for tensor in tensors))
-        self._library.rebus_llama_step(self._llama, byref(step))
+    def step(self, ids: Int[Tensor, " rows"], cache: "NativeCache") -> Float[Tensor, "rows dim"]:
+        """Returns the final hidden states after each row has read an id, whose key and value are put into the cache."""
+        last = cache.keys.new_empty(len(ids), self.embeddings.shape[1])
+        assert ids.is_contiguous()
+        self._library.rebus_llama_step(self._llama, byref(cache.step(ids, last)))
         return last
+
+    def draw(
+        self,
+        last: Float[Tensor, "rows dim"],
+        cache: "NativeCache",
+        ranges: Sequence[tuple[int, int]],
+        weights: Float[Tensor, "codes branches"],
+        sampling: Sampling,
+        uniforms: Float[Tensor, "codes branch_rows"],
+    ) -> tuple[Int[Tensor, "codes branch_rows"], Float[Tensor, "rows dim"]]:
+        """Draws a code of each range for all rows, which read it; returns the codes and the final hidden states then.
+
+        A row whose logits are not all numbers has the code -1.
+
+        Args:
+            last: final hidden states before the first code.
+            cache: of all rows, branch by branch; the branches of a row read the same code.
+            ranges: ids that each code is one of.
+            weights: of each branch's logits.
+            sampling: how each code is drawn.
+            uniforms: numbers in [0, 1) that decide.
+        """
+        last, weights, uniforms = last.clone(), weights.contiguous(), uniforms.contiguous()
+        starts, stops = torch.tensor(ranges, dtype=torch.int32).T.contiguous()
+        chosen = torch.empty(uniforms.shape, dtype=torch.int64)
+        pointers = (tensor.data_ptr() for tensor in (starts, stops, weights, uniforms, chosen))
+        span = _Span(cache.step(None, last), *weights.shape, _as_c(sampling), *pointers)
+        self._library.rebus_llama_draw(self._llama, byref(span))
+        return chosen, last
+
+    def choose(
+        self, logits: Float[Tensor, "rows ids"], sampling: Sampling, uniform: Float[Tensor, " rows"]
+    ) -> Int[Tensor, " rows"]:
+        """Returns what ``sampling.choose`` returns, but for rounding; -1 for a row that is not all numbers."""
+        logits, chosen = logits.contiguous(), torch.empty(len(logits), dtype=torch.int64)
+        pointers = [c_void_p(tensor.data_ptr()) for tensor in (logits, uniform, chosen)]
+        self._library.rebus_choose(pointers[0], *logits.shape, byref(_as_c(sampling)), *pointers[1:])
+        return chosen
 
     def logits(self, hidden: Float[Tensor, "rows dim"], start: int, stop: int) -> Float[Tensor, "rows ids"]:
         """Returns float32 logits of the ids from ``start`` up to ``stop``."""
@@ -122,3 +169,30 @@ class NativeLlama:
             self._llama, c_void_p(hidden.data_ptr()), len(hidden), start, stop, c_void_p(logits.data_ptr())
         )
         return logits
+
+
+@dataclass
+class NativeCache:
+    """What rows have read, as C++ sees it: ``CachedRows`` without torch's part."""
+
+    starts: Int[Tensor, " rows"]
+    """The slot at which each row begins."""
+    offsets: Int[Tensor, " rows"]
+    """What the position of an id is beyond its distance from there."""
+    slot: int
+    """The next one to be filled."""
+    keys: Float[Tensor, "blocks rows heads slots head_dim"]
+    values: Float[Tensor, "blocks rows heads slots head_dim"]
+
+    def step(self, ids: Int[Tensor, " rows"] | None, last: Float[Tensor, "rows dim"]) -> _Step:
+        """Returns the next step, which reads ids and writes final hidden states."""
+        assert self.slot < self.keys.shape[3]
+        tensors = (self.starts, self.offsets, self.keys, self.values, last)
+        assert all(tensor.is_contiguous() for tensor in tensors)
+        pointers = (tensor.data_ptr() for tensor in tensors)
+        return _Step(len(last), self.slot, self.keys.shape[3], None if ids is None else ids.data_ptr(), *pointers)
+
+
+def _as_c(sampling: Sampling) -> _Sampling:
+    top_p = 1.0 if sampling.top_p is None else sampling.top_p
+    return _Sampling(sampling.temperature, top_p, sampling.min_p or 0.0, sampling.top_k or 0)

@@ -1,7 +1,7 @@
 """A whole model from one folder: draws, describes, answers and talks. Each part is read when it is first needed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,37 +12,35 @@ from einops import rearrange
 from PIL import Image
 
 from rebus.data.image_files import fit, read_picture
-from rebus.data.rendering import parse_parts, render_prompt
+from rebus.data.rendering import joined_parts
 from rebus.data.samples import Message, Picture, Sample, pictures, with_tokens
-from rebus.model.drafts import best_drafts, draft_seed, num_drafts, read_back
+from rebus.model.drafts import num_drafts
 from rebus.model.drawing import Drawing, DrawingSettings, Statistics, Written, picture_seeds
-from rebus.model.engine import Engine
-from rebus.model.llama_weights import read_language_model
-from rebus.model.sampling import Sampling
+from rebus.model.guidance import Guidance
 from rebus.model.saved import SavedModel
+from rebus.model.token_reduction import TokenReduction
+from rebus.model.writing import Chat, Writer
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
-from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.tokens import Tokens
 
 if TYPE_CHECKING:
     from rebus.model.decoder import DecoderPipeline
 
-MOST_ROWS = 64
-"""Drafts that are written as one batch; more are written in turn."""
+MOST_PICTURES = 4
+"""Pictures of one answer in a chat."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Rebus:
     """A saved model. To talk, the image tokenizer is read only for a picture that is given, the decoder only to paint.
 
-    ``image_tokenizer``, ``engine`` (the language model) and ``painter`` (decoder and auto-encoder) are the parts.
+    ``image_tokenizer``, ``writer`` (with the language model) and ``painter`` (decoder and auto-encoder) are the parts.
     """
 
     def __init__(self, saved: SavedModel, device: str, dtype: torch.dtype) -> None:
         self.saved = saved
         self.device = device
-        self.dtype = dtype
-        self.text_tokenizer = TextTokenizer.load(saved.path("text_tokenizer"))
+        self.writer = Writer(saved, device, dtype)
 
     @staticmethod
     def load(folder: Path | str, *, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32") -> "Rebus":
@@ -83,27 +81,28 @@ class Rebus:
         """
         chosen = replace(self.saved.settings, **settings)
         several = [prompts] if isinstance(prompts, str | Message) else prompts
-        messages = [_message(prompt) for prompt in several for _ in range(num_images)]
-        rendered = self.render(messages)
+        messages = self.check([prompt for prompt in several for _ in range(num_images)])
         seeds = picture_seeds(seed, len(messages))
         numbers = [num_drafts(message, chosen.best_of) for message in messages]
-        assert self.engine  # read before the clock starts
+        assert self.writer.engine  # read before the clock starts
         start = time.perf_counter()
-        tokens = self._write(messages, rendered, chosen, seeds, numbers)
+        tokens = self.writer.draw(messages, chosen, seeds, numbers)
         written = Written(num_codes=sum(numbers) * tokens.ids[0].numel(), seconds=time.perf_counter() - start)
         return self._paint(tokens, [replace(chosen, best_of=number) for number in numbers], seeds, written)
 
-    def render(self, prompts: Sequence[str | Message]) -> list[list[int]]:
-        """Returns the ids of prompts to draw.
+    def check(self, prompts: Sequence[str | Message]) -> list[Message]:
+        """Returns prompts to draw as messages whose pictures have codes.
 
         Raises:
             ValueError: if one is empty or too long.
         """
-        messages = [_message(prompt) for prompt in prompts]
+        messages = [Message("user", (prompt,)) if isinstance(prompt, str) else prompt for prompt in prompts]
         for message in messages:
             if not any(part.strip() for part in message.parts if isinstance(part, str)):
                 raise ValueError("a prompt must hold text, got an empty one")
-        return self._render([(message,) for message in messages])
+        coded = self._coded([(message,) for message in messages])
+        self.writer.prompts(coded)
+        return [message for (message,) in coded]
 
     def look(self, image: Image.Image | Path) -> Picture:
         """Returns a picture of any size, or the one in a file, as codes: what a message may hold.
@@ -145,13 +144,24 @@ class Rebus:
         """Returns the answer to a question about a picture of any size, or about the one in a file."""
         return self.answers([image], [question])[0]
 
-    def answers(self, images: Sequence[Image.Image | Path], questions: Sequence[str]) -> list[str]:
-        """Returns the answer to a question about each picture, made as one batch."""
+    def answers(
+        self,
+        images: Sequence[Image.Image | Path],
+        questions: Sequence[str],
+        *,
+        reduction: TokenReduction | None = None,
+    ) -> list[str]:
+        """Returns the answer to a question about each picture, made as one batch.
+
+        Args:
+            images: of any size, or files.
+            questions: one for each picture.
+            reduction: how many of a picture's codes are read, and which; all by default.
+        """
         pairs = zip(images, questions, strict=True)
-        chats = [(Message("user", (self._picture(image), question)),) for image, question in pairs]
-        rendered = self._render(chats)
-        unguided = replace(self.saved.settings, guidance=1.0)  # text is never guided, so nothing is lost but work
-        rows = self._continue(rendered, unguided, [0] * len(chats), max_text_tokens=200, num_pictures=0)
+        chats = self._coded([(Message("user", (self._picture(image), question)),) for image, question in pairs])
+        decoding = replace(self.saved.settings.decoding(), guidance=Guidance(), reduction=reduction)
+        rows = self.writer.reply(chats, decoding, [0] * len(chats), max_text_tokens=200, num_pictures=0)
         return ["".join(part for part in row if isinstance(part, str)) for row in rows]
 
     def generate(
@@ -161,7 +171,7 @@ class Rebus:
 
         Args:
             messages: of the user and the assistant in turn.
-            max_text_tokens: length of the text at which the answer breaks off; it has at most four pictures.
+            max_text_tokens: length of the text at which the answer breaks off; pictures are at most ``MOST_PICTURES``.
             seed: of all random draws.
             settings: fields of ``DrawingSettings`` that shall differ from the model's own; in a chat each picture has
                 one draft, whatever ``best_of`` is.
@@ -169,23 +179,22 @@ class Rebus:
         Raises:
             ValueError: if the chat is too long, or a setting is out of range.
         """
+        parts = self.stream(messages, max_text_tokens=max_text_tokens, seed=seed, **settings)
+        return Message("assistant", joined_parts(parts))
+
+    def stream(
+        self, messages: Sequence[Message], *, max_text_tokens: int = 200, seed: int = 0, **settings: Any
+    ) -> Iterator[str | Picture]:
+        """Yields what ``generate`` returns as it comes: text piece by piece, pictures once they are whole."""
         chosen = replace(self.saved.settings, **settings)
-        rendered = self._render([messages])
-        (parts,) = self._continue(
-            rendered, chosen, picture_seeds(seed, 1), max_text_tokens=max_text_tokens, num_pictures=4
-        )
-        return Message("assistant", parts)
+        (chat,) = self._coded([messages])
+        (seed,) = picture_seeds(seed, 1)
+        return self.writer.stream(chat, chosen, seed, max_text_tokens=max_text_tokens, num_pictures=MOST_PICTURES)
 
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer:
         """Reads pictures."""
         return ImageTokenizer.load(self.saved.path("image_tokenizer"), self.device)
-
-    @cached_property
-    def engine(self) -> Engine:
-        """Continues texts and pictures."""
-        weights = read_language_model(self.saved.path("language_model"), self.device, self.dtype)
-        return Engine(weights, self.saved.vocabulary)
 
     @cached_property
     def painter(self) -> "DecoderPipeline":
@@ -196,35 +205,6 @@ class Rebus:
         tokenizer_hash = self.saved.image_tokenizer_hash
         decoder = DiffusionDecoder.load(self.saved.path("decoder"), self.device, tokenizer_hash=tokenizer_hash)
         return DecoderPipeline(decoder, read_vae(self.saved.path("vae"), self.device))
-
-    def _write(
-        self,
-        messages: Sequence[Message],
-        rendered: Sequence[list[int]],
-        settings: DrawingSettings,
-        seeds: Sequence[int],
-        numbers: Sequence[int],
-    ) -> Tokens:
-        """Returns the codes of a picture for each message, given with its ids: the best of so many drafts."""
-        places = [(index, draft) for index, number in enumerate(numbers) for draft in range(number)]
-        drafts, likelihoods = [], []
-        for start in range(0, len(places), MOST_ROWS):
-            batch = places[start : start + MOST_ROWS]
-            rows = self._continue(
-                [rendered[index] for index, _ in batch],
-                settings,
-                [draft_seed(seeds[index], draft) for index, draft in batch],
-                max_text_tokens=0,
-                num_pictures=1,
-                start_picture=True,
-            )
-            drawn = [part.tokens for row in rows for part in row if isinstance(part, Picture) and part.tokens]
-            drafts += drawn
-            if max(numbers) > 1:
-                asked = [messages[index] for index, _ in batch]
-                likelihoods += read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
-        best = best_drafts(likelihoods or [0.0] * len(drafts), numbers)
-        return Tokens.cat([drafts[index] for index in best])
 
     def _paint(
         self, tokens: Tokens, settings: Sequence[DrawingSettings], seeds: Sequence[int], written: Written | None
@@ -246,19 +226,11 @@ class Rebus:
             for row, (image, seed, chosen) in enumerate(zip(images, seeds, settings, strict=True))
         ]
 
-    def _render(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Returns the ids of prompts."""
+    def _coded(self, chats: Sequence[Chat]) -> list[Chat]:
+        """Returns chats with the codes of their pictures."""
         samples = [Sample(tuple(chat)) for chat in chats]
         codes = iter(self._encode([picture for sample in samples for picture in pictures(sample)]))
-        vocabulary, room = self.saved.vocabulary, self.saved.max_positions - self.saved.vocabulary.num_codes - 2
-        prompts = []
-        for sample in samples:
-            rows = [next(codes) for _ in pictures(sample)]
-            ids = render_prompt(with_tokens(sample, rows).messages, self.text_tokenizer, vocabulary)
-            if len(ids) > room:
-                raise ValueError(f"a prompt must be at most {room} tokens long, got {len(ids)}")
-            prompts.append(ids)
-        return prompts
+        return [with_tokens(sample, [next(codes) for _ in pictures(sample)]).messages for sample in samples]
 
     def _picture(self, image: Image.Image | Path) -> Picture:
         size_px = self.saved.image_size_px
@@ -273,34 +245,3 @@ class Rebus:
         encoded = self.image_tokenizer.encode(pixels.to(self.device)).to("cpu")
         new = (encoded.row(index) for index in range(len(fresh)))
         return [next(new) if picture.tokens is None else picture.tokens for picture in shown]
-
-    def _continue(
-        self,
-        prompts: Sequence[list[int]],
-        settings: DrawingSettings,
-        seeds: Sequence[int],
-        *,
-        max_text_tokens: int,
-        num_pictures: int,
-        start_picture: bool = False,
-    ) -> list[tuple[str | Picture, ...]]:
-        """Returns what the assistant says to each prompt."""
-        vocabulary = self.saved.vocabulary
-        unconditional = render_prompt([Message("user", ())], self.text_tokenizer, vocabulary)
-        rows = self.engine.generate(
-            list(prompts),
-            unconditional=[unconditional] * len(prompts),
-            guidance=settings.guidance,
-            text=Sampling(temperature=0.0),
-            picture=settings.sampling(),
-            max_text_tokens=max_text_tokens,
-            num_pictures=num_pictures,
-            start_picture=start_picture,
-            seeds=list(seeds),
-        )
-        said = [row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row for row in rows]
-        return [parse_parts(row, self.text_tokenizer, vocabulary) for row in said]
-
-
-def _message(prompt: str | Message) -> Message:
-    return Message("user", (prompt,)) if isinstance(prompt, str) else prompt

@@ -1,5 +1,6 @@
 """How the next id is drawn from logits: temperature, top-k, top-p and min-p, in this order, as in ``transformers``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ class Sampling:
     """Only the fewest of the likeliest ids that together have this probability."""
     min_p: float | None = None
     """Only ids at least this probable beside the likeliest."""
+    repetition_penalty: float = 1.0
+    """By which logits of ids that the row has had are divided where positive, multiplied where negative."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -29,6 +32,26 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must lie in [0, 1], got {self.min_p}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty must be above 0 and finite, got {self.repetition_penalty}")
+
+    def penalized(
+        self, logits: Float[Tensor, "rows ids"], past: Sequence[Sequence[int]], first_id: int
+    ) -> Float[Tensor, "rows ids"]:
+        """Returns logits with the repetition penalty.
+
+        Args:
+            logits: of the ids from ``first_id`` on.
+            past: ids that each row has had.
+            first_id: of the first logit.
+
+        Source: Keskar et al., "CTRL", https://arxiv.org/abs/1909.05858, sec. 4.1; as in ``transformers``.
+        """
+        had = torch.zeros_like(logits, dtype=torch.bool)
+        for row, ids in enumerate(past):
+            had[row, [token - first_id for token in set(ids) if 0 <= token - first_id < logits.shape[1]]] = True
+        factors = torch.where(logits < 0, self.repetition_penalty, 1 / self.repetition_penalty)
+        return torch.where(had, logits * factors, logits)
 
     def choose(self, logits: Float[Tensor, "rows ids"], uniform: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
         """Returns an id for each row, drawn by a number in [0, 1) for each row."""
@@ -39,6 +62,13 @@ class Sampling:
         # Scaled to the rounded sum, so that the draw stays below it and never falls on an id of probability 0.
         drawn = (uniform.unsqueeze(1) * cumulative[:, -1:] >= cumulative).sum(dim=-1, keepdim=True)
         return ids.gather(1, drawn.clamp_max(ids.shape[1] - 1)).squeeze(1)
+
+    def probabilities(self, logits: Float[Tensor, "rows ids"]) -> Float[Tensor, "rows ids"]:
+        """Returns how probable each id is to be chosen."""
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter(1, logits.argmax(dim=-1, keepdim=True), 1.0)
+        kept, ids = self.candidates(logits)
+        return torch.zeros_like(logits).scatter(1, ids, kept.softmax(dim=-1))
 
     def candidates(
         self, logits: Float[Tensor, "rows ids"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rebus.chat import main
-from rebus.data.samples import Message, Picture
+from rebus.data.samples import Picture
 from rebus.model.conversation import Conversation
 from rebus.model.rebus import Rebus
 
@@ -31,12 +31,14 @@ def drawing(monkeypatch):
     """Makes the model answer everything with a word, a drawn picture and another word, and remembers what it read."""
     heard = []
 
-    def generate(self, messages, *, seed):
+    def stream(self, messages, *, seed):
         heard.append((list(messages), seed))
-        drawn = self.draw("a cat", seed=seed)[0]
-        return Message("assistant", ("Here: ", Picture(tokens=drawn.tokens), " Well?"))
+        yield "He"
+        yield "re: "
+        yield Picture(tokens=self.draw("a cat", seed=seed)[0].tokens)
+        yield " Well?"
 
-    monkeypatch.setattr(Rebus, "generate", generate)
+    monkeypatch.setattr(Rebus, "stream", stream)
     return heard
 
 
@@ -59,7 +61,7 @@ def test_a_question_and_a_caption_are_answered_in_words(run, saved_model):
 
 def test_one_answer_may_hold_pictures(run, drawing):
     assert run("--image", "cat.png", "--prompt", "draw another").splitlines() == [
-        "Here:",
+        "Here: ",
         "outputs/chat/001.png",
         "Well?",
     ]
@@ -77,7 +79,7 @@ def test_a_prompt_alone_is_answered(run):
 
 def test_a_chat_goes_on_with_what_was_said_and_drawn(run, drawing):
     out = run("--output", "drawn", "--seed", "7", typed="draw a cat\n\n/image cat.png\nand this?\n/reset\nagain\n")
-    assert out.splitlines() == [f for n in (1, 2, 3) for f in ("Here:", f"drawn/00{n}.png", "Well?")]
+    assert out.splitlines() == [f for n in (1, 2, 3) for f in ("Here: ", f"drawn/00{n}.png", "Well?")]
     first, second, third = drawing
     assert [message.role for message in second[0]] == ["user", "assistant", "user"]
     assert second[0][1].parts[1].tokens is not None and isinstance(second[0][2].parts[0], Picture)
@@ -116,7 +118,7 @@ def test_what_is_too_long_to_say_is_not_remembered(saved_model):
     conversation = Conversation(Rebus.load(saved_model), Path("drawn"), seed=0)
     conversation.show(Path("cat.png"))
     with pytest.raises(ValueError, match="a prompt must be at most 85 tokens long"):
-        conversation.say("Z" * 300)
+        list(conversation.say("Z" * 300))
     conversation.save(Path("chat.json"))
     assert Path("chat.json").read_text() == "[]\n"
 

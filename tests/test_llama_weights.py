@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from rebus.model.continuation import Decoding, Request
 from rebus.model.engine import Engine
 from rebus.model.llama_weights import read_language_model
 from rebus.model.rebus import Rebus
-from rebus.model.sampling import Sampling
 from rebus.model.saved import SavedModel
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.vocabulary import Vocabulary
@@ -37,12 +37,8 @@ def test_the_engine_continues_alike(saved_model):
             read_language_model(saved_model, "cpu", torch.float32),
         )
     ]
-    first, second = (
-        engine.generate(
-            [[1, 50, 60], [1, 70]], text=Sampling(), picture=Sampling(), max_text_tokens=7, num_pictures=1, seeds=[1, 2]
-        )
-        for engine in engines
-    )
+    asked = [Request(prompt=ids, max_text_tokens=7, num_pictures=1, seed=len(ids)) for ids in ([1, 50, 60], [1, 70])]
+    first, second = (engine.generate(asked, Decoding()) for engine in engines)
     assert first == second
 
 

@@ -2,12 +2,15 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rebus.model import native_library
 from rebus.model.cached_llama import CachedLlama
 from rebus.model.language_model import LanguageModelConfig
 from rebus.model.llama_parts import llama_parts
 from rebus.model.native_llama import SOURCE, NativeLlama
+from rebus.model.sampling import Sampling
 from rebus.tokenizers.tokens import CodeLayout, Stream
 from rebus.tokenizers.vocabulary import Vocabulary
 
@@ -88,3 +91,34 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch, tmp_path, caplog):
 
 def test_what_the_step_does_not_cover_is_left_to_torch():
     assert NativeLlama.of(llama_parts(model_of().half())) is None
+
+
+@needs_compiler
+@given(
+    seed=st.integers(0, 999),
+    temperature=st.floats(0.1, 3),
+    top_k=st.none() | st.integers(1, 60),
+    top_p=st.none() | st.floats(0.01, 0.99),
+    min_p=st.none() | st.floats(0, 1),
+)
+def test_ids_are_drawn_as_in_torch(seed, temperature, top_k, top_p, min_p):
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    logits = torch.randn(1, 47, generator=torch.Generator().manual_seed(seed)) * 3
+    logits[:, 5:9] = float("-inf")
+    shares = sampling.candidates(logits)[0].double().softmax(dim=-1)[0]
+    middles = (shares.cumsum(dim=0) - shares / 2)[shares > 1e-4].float()  # far from where rounding decides
+    native = NativeLlama.of(llama_parts(model_of()))
+    rows = logits.expand(len(middles), -1)
+    assert native.choose(rows, sampling, middles).tolist() == sampling.choose(rows, middles).tolist()
+
+
+@needs_compiler
+@given(seed=st.integers(0, 999), edge=st.sampled_from([0.0, 1 - 2**-24]), top_p=st.sampled_from([0.6, None]))
+def test_a_draw_in_cpp_at_the_edge_is_a_candidate(seed, edge, top_p):
+    sampling = Sampling(1.0, top_p=top_p, min_p=0.2)
+    logits = torch.randn(5, 31, generator=torch.Generator().manual_seed(seed))
+    logits[:, :3] = float("-inf")
+    chosen = NativeLlama.of(llama_parts(model_of())).choose(logits, sampling, torch.full((5,), edge))
+    kept, ids = sampling.candidates(logits)
+    allowed = torch.full_like(logits, float("-inf")).scatter(1, ids, kept)
+    assert allowed.gather(1, chosen.unsqueeze(1)).isfinite().all()

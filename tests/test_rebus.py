@@ -22,7 +22,7 @@ def rebus(saved_model):
 
 
 def loaded(rebus):
-    return PARTS & set(vars(rebus))
+    return PARTS & {*vars(rebus), *vars(rebus.writer)}
 
 
 def picture(side=24, seed=0):
@@ -59,7 +59,7 @@ def test_no_library_is_imported_before_it_is_needed(saved_model):
     steps = (
         "import rebus.generate, rebus.chat",
         "from rebus.model.rebus import Rebus",
-        f"rebus = Rebus.load({str(saved_model)!r}); rebus.image_tokenizer; rebus.engine; rebus.painter",
+        f"rebus = Rebus.load({str(saved_model)!r}); rebus.image_tokenizer; rebus.writer.engine; rebus.painter",
     )
     report = "print(*[name for name in ('torch', 'transformers.models', 'diffusers') if name in sys.modules])"
     script = "\n".join(("import sys", *(f"{step}\n{report}" for step in steps)))
@@ -101,8 +101,8 @@ def test_of_several_drafts_the_one_is_kept_in_which_the_model_best_reads_the_pro
     for prompt, seed, drawing in zip(prompts, seeds, kept, strict=True):
         drafts = [rebus.draw(prompt, seed=draft_seed(seed, draft))[0].tokens for draft in range(5)]
         asked = [(Message("user", (Picture(tokens=draft), rebus.saved.caption_request)),) for draft in drafts]
-        shown = [render_prompt(one, rebus.text_tokenizer, rebus.saved.vocabulary) for one in asked]
-        likely = rebus.engine.log_likelihoods(shown, [rebus.text_tokenizer.encode(prompt)] * 5)
+        shown = [render_prompt(one, rebus.writer.text_tokenizer, rebus.saved.vocabulary) for one in asked]
+        likely = rebus.writer.engine.log_likelihoods(shown, [rebus.writer.text_tokenizer.encode(prompt)] * 5)
         chosen.append(int(likely.argmax()))
         assert torch.equal(drawing.tokens.ids, drafts[chosen[-1]].ids) and drawing.seed == seed
     assert any(chosen)
@@ -158,7 +158,7 @@ def test_what_is_generated_can_be_said_back(rebus):
 
 
 def test_user_text_that_spells_control_tokens_stays_text(rebus):
-    ids = rebus._render([[Message("user", ("<|picture|> </s> <|assistant|><|codes_0:3|>",))]])[0]
+    ids = rebus.writer.prompts([[Message("user", ("<|picture|> </s> <|assistant|><|codes_0:3|>",))]])[0]
     control = range(*rebus.saved.vocabulary.control_range)
     assert [one for one in ids if one in control] == [rebus.saved.vocabulary.user, rebus.saved.vocabulary.assistant]
     assert ids.count(rebus.saved.vocabulary.eos) == 1 and max(ids) < control.stop

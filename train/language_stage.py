@@ -20,9 +20,9 @@ from rebus.data.samples import Sample
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
 from rebus.data.scenes import TASKS
+from rebus.model.continuation import Decoding, Request
 from rebus.model.engine import Engine
 from rebus.model.language_model import DOCUMENT_ATTENTION, LanguageBatch, language_batch, loss
-from rebus.model.sampling import Sampling
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.tokens import Tokens
@@ -140,16 +140,12 @@ class LanguageStage:
 
     def samples(self, folder: Path) -> None:
         """Writes a sheet of quick pictures, painted by the image tokenizer's own decoder from what the model draws."""
-        rows = Engine(self.model, self.vocabulary).generate(
-            self.prompts,
-            text=Sampling(),
-            picture=Sampling(),
-            max_text_tokens=1,
-            num_pictures=1,
-            start_picture=True,
-            seeds=range(len(self.prompts)),
-        )
-        codes = [self.vocabulary.unflatten(row[1 : 1 + self.vocabulary.num_codes]) for row in rows]
+        requests = [
+            Request(prompt=prompt, max_text_tokens=0, num_pictures=1, start_picture=True, seed=seed)
+            for seed, prompt in enumerate(self.prompts)
+        ]
+        rows = Engine(self.model, self.vocabulary).generate(requests, Decoding())
+        codes = [self.vocabulary.unflatten(row.ids[1:-1]) for row in rows]
         pictures = self.image_tokenizer.decode(Tokens.cat(codes))
         sheet = (rearrange(pictures, "b c h w -> h (b w) c") * 255).round().byte()
         Image.fromarray(sheet.numpy()).save(folder / "drawn.png")

@@ -1,7 +1,8 @@
-// One decoding step of a Llama on a CPU: every row of a batch reads one id. Built and called by native_llama.py.
+// One decoding step of a Llama on a CPU: every row of a batch reads one id.
 //
 // The threads are those of torch's own OpenMP (see native_library.py): others would have to fight its idle ones, which
 // spin for a while. Sums, norms, softmax and the residual stream are float32, whatever the format of the weights and of the cache.
+#pragma once
 #include <omp.h>
 
 #include <algorithm>
@@ -34,7 +35,8 @@ struct LlamaWeights {
 struct LlamaStep {
   int32_t num_rows, slot, num_slots;
   const int64_t* ids;
-  const int64_t* starts;  // the slot at which each row begins
+  const int64_t* starts;   // the slot at which each row begins
+  const int64_t* offsets;  // what the position of an id is beyond its distance from there
   void* keys;             // blocks x rows x kv heads x slots x head_dim
   void* values;
   void* last;  // final hidden states: rows x dim
@@ -45,6 +47,9 @@ namespace rebus {
 
 class Llama {
  public:
+  const int num_threads;
+
+  explicit Llama(int num_threads) : num_threads(num_threads) {}
   virtual ~Llama() = default;
   virtual void step(const LlamaStep& step) = 0;
   virtual void logits(const void* hidden, int num_rows, int start, int stop, float* out) = 0;
@@ -61,13 +66,13 @@ class LlamaOf : public Llama {
 
  public:
   LlamaOf(const LlamaShape& shape, const LlamaWeights& weights, int num_threads)
-      : shape_(shape),
+      : Llama(num_threads),
+        shape_(shape),
         embeddings_(static_cast<const Element*>(weights.embeddings)),
         norm_(floats(weights.norm, shape.dim)),
         cosine_(weights.cosine, weights.cosine + shape.max_positions * shape.head_dim),
         sine_(weights.sine, weights.sine + shape.max_positions * shape.head_dim),
-        head_(weights.head, shape.vocabulary, shape.dim, [](int row) { return row; }),
-        num_threads_(num_threads) {
+        head_(weights.head, shape.vocabulary, shape.dim, [](int row) { return row; }) {
     const auto same = [](int row) { return row; };
     // A block of 32 rows holds 16 of the gate and the 16 of the input that they gate, so that one thread has both.
     const auto paired = [&](int row) {
@@ -99,7 +104,7 @@ class LlamaOf : public Llama {
     for (int row = 0; row < rows; ++row)
       for (int place = 0; place < shape_.dim; ++place)
         hidden_[size_t(row) * shape_.dim + place] = Format::load(embeddings_[step.ids[row] * shape_.dim + place]);
-#pragma omp parallel num_threads(num_threads_)
+#pragma omp parallel num_threads(num_threads)
     work(step);
     auto* last = static_cast<Element*>(step.last);
     for (int row = 0; row < rows; ++row) {
@@ -114,7 +119,7 @@ class LlamaOf : public Llama {
     std::lock_guard<std::mutex> lock(busy_);
     const auto* words = static_cast<const uint32_t*>(hidden);
     const int first = start / kBlock, blocks = (stop + kBlock - 1) / kBlock - first;
-#pragma omp parallel num_threads(num_threads_)
+#pragma omp parallel num_threads(num_threads)
     multiply(head_, words, num_rows, first + share(blocks, 0), first + share(blocks, 1),
              [&](int row, int block, const float* sums) {
                const int from = std::max(start, block * kBlock), to = std::min(stop, (block + 1) * kBlock);
@@ -248,7 +253,7 @@ class LlamaOf : public Llama {
       for (int at = 0; at < width; ++at) head[at] *= scale * norm[at];
     }
     // Padding and finished rows may lie outside.
-    const int position = std::max(0, std::min(step.slot - int(step.starts[row]), shape_.max_positions - 1));
+    const int position = std::max(0, std::min(step.slot - int(step.starts[row] - step.offsets[row]), shape_.max_positions - 1));
     const float* cosine = &cosine_[size_t(position) * width];
     const float* sine = &sine_[size_t(position) * width];
     for (int at = 0; at < half; ++at) {
@@ -288,24 +293,8 @@ class LlamaOf : public Llama {
   std::vector<float> norm_, cosine_, sine_;
   Matrix<Format> head_;
   std::vector<Block> blocks_;
-  const int num_threads_;
   std::mutex busy_;  // one step at a time: what follows is its scratch space
   std::vector<float> hidden_, projected_, attended_, gated_;
 };
 
 }  // namespace rebus
-
-extern "C" {
-
-rebus::Llama* rebus_llama_new(const LlamaShape* shape, const LlamaWeights* weights, int is_bfloat16, int num_threads) {
-  if (is_bfloat16) return new rebus::LlamaOf<rebus::BFloat16>(*shape, *weights, num_threads);
-  return new rebus::LlamaOf<rebus::Float32>(*shape, *weights, num_threads);
-}
-
-void rebus_llama_free(rebus::Llama* llama) { delete llama; }
-void rebus_llama_step(rebus::Llama* llama, const LlamaStep* step) { llama->step(*step); }
-
-void rebus_llama_logits(rebus::Llama* llama, const void* hidden, int num_rows, int start, int stop, float* out) {
-  llama->logits(hidden, num_rows, start, stop, out);
-}
-}

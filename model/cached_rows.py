@@ -1,0 +1,239 @@
+"""The blocks of Llama and its kin over a batch of rows with a static key-value cache: the arithmetic of decoding.
+
+Rows of any length share one batch: each ends at the same slot of the cache, starts where its own text starts, and
+counts its positions from there.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rebus.model.llama_parts import LlamaBlock, LlamaParts
+from rebus.model.native_llama import NativeCache, NativeLlama
+from rebus.model.sampling import Sampling
+from rebus.model.token_reduction import AttendedCodes
+
+
+class Drop(NamedTuple):
+    """What is dropped while prompts are read."""
+
+    reduction: AttendedCodes
+    pictures: Sequence[Sequence[slice]]
+    """Where each row has codes that may go, counted from its own start."""
+
+
+class CachedRows:
+    """Rows that a model has read so far.
+
+    Args:
+        parts: the model.
+        native: the same in C++, where that can be.
+        lengths: of the prompts that it is going to read.
+        num_slots: ids that the longest row will have at most.
+    """
+
+    ids: list[list[int]]
+    """What each row has read, if known."""
+    hidden: Float[Tensor, "rows length dim"]
+    """The final hidden states of the ids read last."""
+
+    @property
+    def last(self) -> Float[Tensor, "rows dim"]:
+        """The final hidden state of each row's last id: what predicts the next."""
+        return self.hidden[:, -1]
+
+    @property
+    def is_native(self) -> bool:
+        """Whether C++ can read on."""
+        return self.native is not None and self.dropped is None
+
+    def __init__(self, parts: LlamaParts, native: NativeLlama | None, lengths: Sequence[int], num_slots: int):
+        self.parts, self.native = parts, native
+        self.ids = [[] for _ in lengths]
+        self.num_read = 0
+        self.starts = max(lengths) - torch.tensor(lengths, device=parts.embeddings.device).unsqueeze(1)
+        self.offsets = torch.zeros_like(self.starts)
+        """What the position of an id is beyond its distance from the start of its row."""
+        self.dropped: Bool[Tensor, "rows slots"] | None = None
+        """Slots that only the first blocks look at."""
+        self.num_blocks_that_see_all = 0
+        self._allocate(num_slots)
+
+    def _allocate(self, num_slots: int) -> None:
+        parts, device = self.parts, self.starts.device
+        shape = (len(parts.blocks), len(self.starts), parts.num_kv_heads, num_slots, parts.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=parts.embeddings.dtype)
+        self.values = torch.zeros(shape, device=device, dtype=parts.embeddings.dtype)
+        self.readable = torch.arange(num_slots, device=device) >= self.starts
+
+    def take_over(self, known: "CachedRows") -> None:
+        """Copies what the rows have in common with known ones, so that the first slots need not be read again."""
+        ready = []
+        for row, ids in enumerate(self.ids):
+            common = [_num_common(ids[:-1], other) for other in known.ids]
+            source = max(range(len(common)), key=common.__getitem__)
+            length, start, first = common[source], int(self.starts[row]), int(known.starts[source])
+            for own, others in ((self.keys, known.keys), (self.values, known.values)):
+                own[:, row, :, start : start + length] = others[:, source, :, first : first + length]
+            ready.append(start + length)
+        self.num_read = min(ready)
+
+    def spread(self, sources: Sequence[int], num_slots: int) -> "CachedRows":
+        """Returns a batch of as many rows as there are sources, each a copy of that row."""
+        copied = copy(self)
+        copied.ids = [list(self.ids[source]) for source in sources]
+        copied.starts, copied.hidden = self.starts[list(sources)], self.hidden[list(sources)]
+        copied.offsets = self.offsets[list(sources)]
+        copied._allocate(num_slots)
+        for own, others in ((copied.keys, self.keys), (copied.values, self.values)):
+            own[:, :, :, : self.num_read] = others[:, list(sources), :, : self.num_read]
+        return copied
+
+    def read(self, ids: Int[Tensor, "rows length"]) -> None:
+        """Lets every row read its next ids."""
+        if ids.shape[1] == 1 and self.is_native and self.native is not None:
+            self.hidden = self.native.step(ids[:, 0].contiguous(), self._as_native()).unsqueeze(1)
+            self.num_read += 1
+            return
+        slots = torch.arange(self.num_read, self.num_read + ids.shape[1], device=ids.device)
+        self.read_embeddings(F.embedding(ids, self.parts.embeddings), slots - self.starts + self.offsets)
+
+    def read_embeddings(
+        self,
+        embeddings: Float[Tensor, "rows length dim"],
+        positions: Int[Tensor, "rows length"],
+        drop: Drop | None = None,
+    ) -> None:
+        """Lets every row read what may be no ids; dropped codes are seen by the first blocks only."""
+        parts, stop = self.parts, self.num_read + embeddings.shape[1]
+        slots = torch.arange(self.num_read, stop, device=embeddings.device)
+        positions = positions.clamp(0, parts.max_positions - 1)  # padding and finished rows lie beyond
+        turns = {rotary: (rotary.cosine[positions], rotary.sine[positions]) for rotary in set(parts.rotary)}
+        masks = {window: self._mask(slots, stop, window) for window in set(parts.windows)}
+        hidden = embeddings * torch.tensor(parts.embedding_scale, dtype=embeddings.dtype)
+        for index, block in enumerate(parts.blocks):
+            if self.dropped is not None and index == self.num_blocks_that_see_all:
+                masks = {window: mask & ~self.dropped[:, None, None, :stop] for window, mask in masks.items()}
+            projected = F.linear(
+                self._normed(hidden, block.attention_norm), block.query_key_value, block.query_key_value_bias
+            )
+            heads = self._heads(block, projected, turns[parts.rotary[index]])
+            attended = self._attend(index, *heads, masks[parts.windows[index]])
+            if drop is not None and index + 1 == drop.reduction.num_blocks:
+                self._drop(drop, self._looked_at(index, heads[0][:, :, -1]))
+            hidden = hidden + self._normed(F.linear(attended, block.output), block.attended_norm)
+            gate, up = F.linear(self._normed(hidden, block.ffn_norm), block.gate_up).chunk(2, dim=-1)
+            gate = F.silu(gate) if parts.activation == "silu" else F.gelu(gate, approximate="tanh")
+            hidden = hidden + self._normed(F.linear(gate * up, block.down), block.ffn_output_norm)
+        self.num_read = stop
+        self.hidden = self._normed(hidden, parts.norm)
+
+    def forget(self, number: int) -> None:
+        """Unreads the newest ids; ``hidden`` stays as it is."""
+        self.num_read -= number
+
+    def draw(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        weights: Float[Tensor, "codes branches"],
+        sampling: Sampling,
+        uniforms: Float[Tensor, "codes branch_rows"],
+    ) -> Int[Tensor, "codes branch_rows"]:
+        """Returns a code of each range for all rows, which have read it; in C++ only. See ``NativeLlama.draw``."""
+        assert self.is_native and self.native is not None
+        codes, last = self.native.draw(self.last, self._as_native(), ranges, weights, sampling, uniforms)
+        self.hidden = last.unsqueeze(1)
+        self.num_read += len(ranges)
+        return codes
+
+    def _as_native(self) -> NativeCache:
+        return NativeCache(self.starts[:, 0], self.offsets[:, 0], self.num_read, self.keys, self.values)
+
+    def _normed(self, values: Float[Tensor, "... dim"], factors: Float[Tensor, " dim"] | None) -> Tensor:
+        """Returns values over their root mean square times factors, in the factors' dtype; as they are without any."""
+        if factors is None:
+            return values
+        normed = F.rms_norm(values.to(factors.dtype), factors.shape, factors, self.parts.norm_eps)
+        return normed.to(values.dtype)
+
+    def _heads(
+        self, block: LlamaBlock, projected: Float[Tensor, "rows length width"], turns: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries, keys and values as rows x heads x length x dim."""
+        parts = self.parts
+        num_turned = parts.num_heads + parts.num_kv_heads
+        heads = rearrange(
+            projected, "rows length (heads dim) -> rows heads length dim", heads=num_turned + parts.num_kv_heads
+        )
+        queries = self._normed(heads[:, : parts.num_heads], block.query_norm)
+        keys = self._normed(heads[:, parts.num_heads : num_turned], block.key_norm)
+        return _turn(queries, *turns), _turn(keys, *turns), heads[:, num_turned:]
+
+    def _attend(
+        self,
+        layer: int,
+        queries: Float[Tensor, "rows heads length dim"],
+        keys: Float[Tensor, "rows kv_heads length dim"],
+        values: Float[Tensor, "rows kv_heads length dim"],
+        mask: Bool[Tensor, "rows 1 length slots"],
+    ) -> Float[Tensor, "rows length attended"]:
+        """Stores keys and values, and returns what the queries find among all there are."""
+        parts, start, stop = self.parts, self.num_read, self.num_read + keys.shape[2]
+        self.keys[layer, :, :, start:stop] = keys
+        self.values[layer, :, :, start:stop] = values
+        attended = F.scaled_dot_product_attention(
+            queries,
+            self.keys[layer, :, :, :stop],
+            self.values[layer, :, :, :stop],
+            attn_mask=mask,
+            scale=parts.attention_scale,
+            enable_gqa=parts.num_kv_heads < parts.num_heads,
+        )
+        return rearrange(attended, "rows heads length dim -> rows length (heads dim)")
+
+    def _looked_at(self, layer: int, query: Float[Tensor, "rows heads dim"]) -> Float[Tensor, "rows slots"]:
+        """Returns how much the last id of each row looks at each slot in a block, as the mean over heads."""
+        keys = self.keys[layer].repeat_interleave(self.parts.num_heads // self.parts.num_kv_heads, dim=1)
+        scores = einsum(query, keys, "rows heads dim, rows heads slots dim -> rows heads slots")
+        scores = (scores.float() * self.parts.attention_scale).masked_fill(~self.readable[:, None], float("-inf"))
+        return scores.softmax(dim=-1).mean(dim=1)
+
+    def _drop(self, drop: Drop, looked_at: Float[Tensor, "rows slots"]) -> None:
+        """Hides codes from the blocks to come."""
+        self.dropped = torch.zeros_like(self.readable)
+        self.num_blocks_that_see_all = drop.reduction.num_blocks
+        for row, pictures in enumerate(drop.pictures):
+            for codes in pictures:
+                first = int(self.starts[row]) + codes.start
+                attention = looked_at[row, first : first + codes.stop - codes.start]
+                self.dropped[row, first + drop.reduction.drop(attention)] = True
+
+    def _mask(
+        self, slots: Int[Tensor, " length"], stop: int, window: int | None
+    ) -> Bool[Tensor, "rows 1 length slots"]:
+        """Returns which slots each new slot may look at: those of its row and window up to itself, and itself."""
+        back = slots.unsqueeze(1) - torch.arange(stop, device=slots.device)
+        near = (back >= 0) if window is None else (back >= 0) & (back < window)
+        return ((self.readable[:, None, :stop] & near) | (back == 0)).unsqueeze(1)
+
+
+def _num_common(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Returns how many ids two rows have in common from the first on."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(ids), len(others)))
+
+
+def _turn(
+    heads: Float[Tensor, "rows heads length dim"],
+    cosine: Float[Tensor, "rows length dim"],
+    sine: Float[Tensor, "rows length dim"],
+) -> Float[Tensor, "rows heads length dim"]:
+    """Returns heads turned by their positions (rotary embedding, halves as in ``transformers``)."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sine.unsqueeze(1)

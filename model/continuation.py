@@ -1,0 +1,158 @@
+"""What a row of a batch is asked to continue, how far it has come, and what is told of it on the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rebus.model.grammar import Grammar
+from rebus.model.guidance import Guidance
+from rebus.model.sampling import Sampling
+from rebus.model.token_reduction import TokenReduction
+
+Ranges = tuple[tuple[int, int], ...]
+"""Half-open ranges of ids, ascending."""
+Ending = Literal["eos", "limit", "not_a_number"]
+EventKind = Literal["text", "picture_started", "picture_preview", "picture", "ended", "failed"]
+"""What happens in a row; the last of each is that it has ended or failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What one row is to continue, and how far."""
+
+    prompt: Sequence[int]
+    """Ids to continue; its pictures are whole."""
+    others: tuple[Sequence[int], ...] = ()
+    """Prompts of the other branches that guidance asks for (``Guidance.num_others``)."""
+    max_text_tokens: int
+    """Most ids of text, ``eos`` among them."""
+    num_pictures: int
+    """Most pictures."""
+    start_picture: bool = False
+    """Whether the row begins with a picture."""
+    seed: int = 0
+    """Of its random draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How all rows of a batch are continued."""
+
+    text: Sampling = Sampling()
+    """How ids outside pictures are drawn; they are never guided."""
+    picture: Sampling = Sampling()
+    """How codes are drawn."""
+    guidance: Guidance = Guidance()
+    """Of codes."""
+    guesses: int = 0
+    """Codes that are guessed ahead and read in one pass, where a batch has one row and codes have one stream
+    (``speculation.py``): the codes are others then, from the same distribution."""
+
+    reduction: TokenReduction | None = None
+    """Of the pictures in prompts that the user shows."""
+
+    def __post_init__(self) -> None:
+        if self.guesses < 0:
+            raise ValueError(f"guesses must be at least 0, got {self.guesses}")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a row was continued with."""
+
+    ids: list[int]
+    """Whole pictures, and text."""
+    ended: Ending
+    """``eos`` is the last id; the request or the model has no room for more; or the model's logits made no sense, in
+    which case a picture that was begun is not among the ids."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something new in a row."""
+
+    row: int
+    kind: EventKind
+    ids: tuple[int, ...] = ()
+    """New ids of text; the codes of the open picture so far; or the whole picture with its control tokens."""
+
+
+class Row:
+    """One continuation, what it may still hold, and what has not been told of it yet."""
+
+    def __init__(self, index: int, grammar: Grammar, request: Request, room: int):
+        """Takes the number of the row, its request, and how many ids there is room for after its prompts."""
+        self.index = index
+        self.grammar, self.vocabulary = grammar, grammar.vocabulary
+        self.prompt, self.room = request.prompt, room
+        self.text_left, self.pictures_left = request.max_text_tokens, request.num_pictures
+        self.generator = torch.Generator().manual_seed(request.seed)
+        self.state = grammar.start()
+        self.ids: list[int] = []
+        self.ended: Ending | None = None
+        self._begun = 0
+        self._news: list[Event] = []
+        if request.start_picture:
+            self.take(self.vocabulary.begin_picture)
+        elif min(self.text_left, self.room) < 1:
+            self._end("limit")
+
+    def legal(self) -> Ranges:
+        """Returns the ids that may come next; none if the row has ended."""
+        if self.ended is not None:
+            return ()
+        ranges = self.grammar.legal(self.state)
+        if self.state.inside or (self.pictures_left and self.room >= self.vocabulary.num_codes + 2):
+            return ranges
+        begin = self.vocabulary.begin_picture
+        return tuple(one for one in ranges if one != (begin, begin + 1))
+
+    def most_to_come(self) -> int:
+        """Returns how many ids the row may still have at most."""
+        open_picture = self.vocabulary.num_codes + 1 - self.state.num_codes if self.state.inside else 0
+        later = self.pictures_left * (self.vocabulary.num_codes + 2) + self.text_left
+        return 0 if self.ended else min(self.room, open_picture + later)
+
+    def take(self, token: int) -> None:
+        """Appends an id, after which the row may have ended."""
+        before, self.state = self.state, self.grammar.advance(self.state, token)
+        self.ids.append(token)
+        self.room -= 1
+        if token == self.vocabulary.begin_picture:
+            self.pictures_left -= 1
+            self._begun = len(self.ids) - 1
+            self._tell("picture_started")
+        elif not before.inside:
+            self.text_left -= 1
+            self._tell("text", token)
+        elif not self.state.inside:
+            self._tell("picture", *self.ids[self._begun :])
+        if token == self.vocabulary.eos:
+            self._end("eos")
+        elif not self.state.inside and min(self.text_left, self.room) < 1:
+            self._end("limit")
+
+    def fail(self) -> None:
+        """Ends the row before the picture that it may be in."""
+        if self.state.inside:
+            del self.ids[self._begun :]
+        self._end("not_a_number")
+
+    def preview(self) -> None:
+        """Tells the codes of the open picture so far, if one is open."""
+        if self.state.inside and self.state.num_codes:
+            self._tell("picture_preview", *self.ids[self._begun + 1 :])
+
+    def news(self) -> list[Event]:
+        """Returns what has happened since it was last asked."""
+        news, self._news = self._news, []
+        return news
+
+    def _tell(self, kind: EventKind, *ids: int) -> None:
+        self._news.append(Event(self.index, kind, ids))
+
+    def _end(self, ended: Ending) -> None:
+        self.ended = ended
+        self._tell("failed" if ended == "not_a_number" else "ended")

@@ -1,0 +1,144 @@
+"""What a saved model's language model writes: the codes of pictures, and text."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+
+from rebus.data.rendering import parse_parts, render_prompt
+from rebus.data.samples import Message, Picture
+from rebus.model.continuation import Decoding, Request
+from rebus.model.drafts import best_drafts, draft_seed, read_back
+from rebus.model.drawing import DrawingSettings
+from rebus.model.engine import Engine
+from rebus.model.llama_weights import read_language_model
+from rebus.model.saved import SavedModel
+from rebus.tokenizers.text_tokenizer import TextTokenizer
+from rebus.tokenizers.tokens import Tokens
+
+MOST_ROWS = 64
+"""Drafts that are written as one batch; more are written in turn."""
+
+Chat = Sequence[Message]
+"""Messages of the user and the assistant in turn; their pictures have codes."""
+
+
+class Writer:
+    """A language model with the texts and pictures that go in and come out of it; it is read when it has to write."""
+
+    def __init__(self, saved: SavedModel, device: str, dtype: torch.dtype) -> None:
+        self.saved, self.device, self.dtype = saved, device, dtype
+        self.text_tokenizer = TextTokenizer.load(saved.path("text_tokenizer"))
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Continues ids."""
+        weights = read_language_model(self.saved.path("language_model"), self.device, self.dtype)
+        return Engine(weights, self.saved.vocabulary)
+
+    def draw(
+        self, messages: Sequence[Message], settings: DrawingSettings, seeds: Sequence[int], numbers: Sequence[int]
+    ) -> Tokens:
+        """Returns the codes of a picture for each message: the best of so many drafts."""
+        places = [(index, draft) for index, number in enumerate(numbers) for draft in range(number)]
+        drafts, likelihoods = [], []
+        for start in range(0, len(places), MOST_ROWS):
+            batch = places[start : start + MOST_ROWS]
+            rows = self.reply(
+                [(messages[index],) for index, _ in batch],
+                settings.decoding(),
+                [draft_seed(seeds[index], draft) for index, draft in batch],
+                max_text_tokens=0,
+                num_pictures=1,
+                start_picture=True,
+            )
+            drawn = [part.tokens for row in rows for part in row if isinstance(part, Picture) and part.tokens]
+            drafts += drawn
+            if max(numbers) > 1:
+                asked = [messages[index] for index, _ in batch]
+                likelihoods += read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
+        best = best_drafts(likelihoods or [0.0] * len(drafts), numbers)
+        return Tokens.cat([drafts[index] for index in best])
+
+    def reply(
+        self,
+        chats: Sequence[Chat],
+        decoding: Decoding,
+        seeds: Sequence[int],
+        *,
+        max_text_tokens: int,
+        num_pictures: int,
+        start_picture: bool = False,
+    ) -> list[tuple[str | Picture, ...]]:
+        """Returns what the assistant says next in each chat. The numbers are those of a ``Request``.
+
+        Raises:
+            ArithmeticError: if the model's logits are no numbers.
+        """
+        requests = [
+            Request(
+                prompt=prompt,
+                others=self._others(chat, decoding.guidance.num_others),
+                max_text_tokens=max_text_tokens,
+                num_pictures=num_pictures,
+                start_picture=start_picture,
+                seed=seed,
+            )
+            for chat, prompt, seed in zip(chats, self.prompts(chats), seeds, strict=True)
+        ]
+        rows = self.engine.generate(requests, decoding)
+        wrong = [index for index, row in enumerate(rows) if row.ended == "not_a_number"]
+        if wrong:
+            raise ArithmeticError(f"logits must be numbers, got others in rows {wrong} of {len(rows)}")
+        said = [row.ids[:-1] if row.ended == "eos" else row.ids for row in rows]
+        return [parse_parts(ids, self.text_tokenizer, self.saved.vocabulary) for ids in said]
+
+    def stream(
+        self, chat: Chat, settings: DrawingSettings, seed: int, *, max_text_tokens: int, num_pictures: int
+    ) -> Iterator[str | Picture]:
+        """Yields what the assistant says next, text piece by piece; the next turn need not read this one again.
+
+        Raises:
+            ArithmeticError: if the model's logits are no numbers.
+        """
+        decoding = settings.decoding()
+        request = Request(
+            prompt=self.prompts([chat])[0],
+            others=self._others(chat, decoding.guidance.num_others),
+            max_text_tokens=max_text_tokens,
+            num_pictures=num_pictures,
+            seed=seed,
+        )
+        ids, told = [], ""
+        for event in self.engine.stream([request], decoding, keep=True):
+            if event.kind == "text":
+                ids += [token for token in event.ids if token != self.saved.vocabulary.eos]
+                said = self.text_tokenizer.decode(ids)
+                if not said.endswith("\N{REPLACEMENT CHARACTER}"):  # half a letter
+                    yield said[len(told) :]
+                    told = said
+            elif event.kind == "picture":
+                yield Picture(tokens=self.saved.vocabulary.unflatten(event.ids[1:-1]))
+                ids, told = [], ""
+            elif event.kind == "failed":
+                raise ArithmeticError("logits must be numbers, got others")
+
+    def prompts(self, chats: Sequence[Chat]) -> list[list[int]]:
+        """Returns the ids of chats that the assistant is to continue.
+
+        Raises:
+            ValueError: if one leaves no room for a picture.
+        """
+        vocabulary, room = self.saved.vocabulary, self.saved.max_positions - self.saved.vocabulary.num_codes - 2
+        prompts = [render_prompt(chat, self.text_tokenizer, vocabulary) for chat in chats]
+        for ids in prompts:
+            if len(ids) > room:
+                raise ValueError(f"a prompt must be at most {room} tokens long, got {len(ids)}")
+        return prompts
+
+    def _others(self, chat: Chat, number: int) -> tuple[list[int], ...]:
+        """Returns the prompts that guidance compares with: the chat's pictures alone if there are two, and nothing."""
+        nothing = [Message("user", ())]
+        shown = [Message(one.role, tuple(part for part in one.parts if isinstance(part, Picture))) for one in chat]
+        several = {0: (), 1: (nothing,), 2: (shown, nothing)}[number]
+        return tuple(render_prompt(one, self.text_tokenizer, self.saved.vocabulary) for one in several)
