@@ -116,7 +116,9 @@ class CachedRows:
         positions = positions.clamp(0, parts.max_positions - 1)  # padding and finished rows lie beyond
         turns = {rotary: (rotary.cosine[positions], rotary.sine[positions]) for rotary in set(parts.rotary)}
         masks = {window: self._mask(slots, stop, window) for window in set(parts.windows)}
-        hidden = embeddings * torch.tensor(parts.embedding_scale, dtype=embeddings.dtype)
+        hidden = embeddings
+        if parts.embedding_scale != 1:
+            hidden = hidden * torch.tensor(parts.embedding_scale, dtype=hidden.dtype)
         for index, block in enumerate(parts.blocks):
             if self.dropped is not None and index == self.num_blocks_that_see_all:
                 masks = {window: mask & ~self.dropped[:, None, None, :stop] for window, mask in masks.items()}
@@ -171,9 +173,13 @@ class CachedRows:
         heads = rearrange(
             projected, "rows length (heads dim) -> rows heads length dim", heads=num_turned + parts.num_kv_heads
         )
-        queries = self._normed(heads[:, : parts.num_heads], block.query_norm)
-        keys = self._normed(heads[:, parts.num_heads : num_turned], block.key_norm)
-        return _turn(queries, *turns), _turn(keys, *turns), heads[:, num_turned:]
+        turning, values = heads[:, :num_turned], heads[:, num_turned:]
+        if block.query_norm is not None:
+            queries, keys = turning[:, : parts.num_heads], turning[:, parts.num_heads :]
+            normed = self._normed(queries, block.query_norm), self._normed(keys, block.key_norm)
+            turning = torch.cat(normed, dim=1)
+        turned = _turn(turning, *turns)
+        return turned[:, : parts.num_heads], turned[:, parts.num_heads :], values
 
     def _attend(
         self,
@@ -218,6 +224,8 @@ class CachedRows:
         self, slots: Int[Tensor, " length"], stop: int, window: int | None
     ) -> Bool[Tensor, "rows 1 length slots"]:
         """Returns which slots each new slot may look at: those of its row and window up to itself, and itself."""
+        if len(slots) == 1 and window is None:
+            return self.readable[:, None, None, :stop]
         back = slots.unsqueeze(1) - torch.arange(stop, device=slots.device)
         near = (back >= 0) if window is None else (back >= 0) & (back < window)
         return ((self.readable[:, None, :stop] & near) | (back == 0)).unsqueeze(1)

@@ -1,7 +1,9 @@
 """Several drafts of a picture, of which the model keeps the one in which it best reads what it was asked for.
 
 A model that both draws and reads needs no other to choose: each draft is shown to it with the request to describe it,
-and the draft wins after which the prompt is the likeliest answer. Reading a draft costs a fraction of writing it.
+and the draft wins in which it would tell most words of the prompt, each given those before it. Probabilities are added,
+not their logarithms, so that one word in which no draft can please it, such as an art style in which it never saw the
+thing, does not decide alone. Reading a draft costs a fraction of writing it.
 
 Source: Ramesh et al., "Zero-Shot Text-to-Image Generation", https://arxiv.org/abs/2102.12092, sec. 2.6.
 Differs: the model that drew chooses, where DALL-E has a contrastive model to rank its samples.
@@ -34,24 +36,25 @@ def read_back(
     drafts: Sequence[Tokens],
     messages: Sequence[Message],
 ) -> list[float]:
-    """Returns how likely the model is to describe each draft by the text that asked for it, in nats."""
+    """Returns how many ids of the text that asked for each draft the model would tell if it were to describe it."""
     asked = [[Message("user", (Picture(tokens=draft), caption_request))] for draft in drafts]
     shown = [render_prompt(chat, text_tokenizer, engine.vocabulary) for chat in asked]
     room = engine.body.parts.max_positions - max(map(len, shown))  # the end of a very long prompt is not read
     texts = ["".join(part for part in message.parts if isinstance(part, str)) for message in messages]
-    return engine.log_likelihoods(shown, [text_tokenizer.encode(text)[:room] for text in texts]).tolist()
+    likelihoods = engine.log_likelihoods(shown, [text_tokenizer.encode(text)[:room] for text in texts])
+    return [float(likelihood.exp().sum()) for likelihood in likelihoods]
 
 
-def best_drafts(likelihoods: Sequence[float], numbers: Sequence[int]) -> list[int]:
-    """Returns for each picture the index of its likeliest draft, the first of equals.
+def best_drafts(scores: Sequence[float], numbers: Sequence[int]) -> list[int]:
+    """Returns for each picture the index of its best draft, the first of equals.
 
     Args:
-        likelihoods: of all drafts, those of the first picture first.
+        scores: of all drafts, those of the first picture first.
         numbers: how many drafts each picture has, at least one.
     """
-    assert sum(numbers) == len(likelihoods)
+    assert sum(numbers) == len(scores)
     best, start = [], 0
     for number in numbers:
-        best.append(max(range(start, start + number), key=likelihoods.__getitem__))
+        best.append(max(range(start, start + number), key=scores.__getitem__))
         start += number
     return best

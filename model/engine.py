@@ -100,8 +100,10 @@ class Engine:
     @torch.inference_mode()
     def log_likelihoods(
         self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
-    ) -> Float[Tensor, " rows"]:
-        """Returns the log-probability in nats of each text after its prompt, among all that may stand outside pictures.
+    ) -> list[Float[Tensor, " ids"]]:
+        """Returns the log-probability in nats of each id of the text that follows a prompt, given those before it.
+
+        It is that among all ids that may stand outside pictures.
 
         Args:
             prompts: ids, all outside a picture.
@@ -109,15 +111,13 @@ class Engine:
         """
         longest = max(map(len, texts))
         padded = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.device)
-        given = torch.tensor([[index < len(text) for index in range(longest)] for text in texts]).to(padded.device)
         cache = self.body.start(prompts, max(map(len, prompts)) + longest)
-        total = torch.zeros(len(prompts), device=padded.device)
-        for index in range(longest):
+        columns = []
+        for ids in padded.split(1, dim=1):
             logits = self.body.logits(cache.last, 0, self.vocabulary.control_range[1])
-            ids = padded[:, index : index + 1]
-            total += logits.log_softmax(dim=-1).gather(1, ids).squeeze(1) * given[:, index]
-            cache.read(ids)
-        return total
+            columns.append(logits.log_softmax(dim=-1).gather(1, ids))
+            cache.read(ids.contiguous())
+        return [row[: len(text)] for row, text in zip(torch.cat(columns, dim=1), texts, strict=True)]
 
     def _rows(self, requests: Sequence[Request], guidance: Guidance) -> list[Row]:
         """Returns a row for each request, once all of them are seen to be right."""

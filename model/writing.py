@@ -41,7 +41,7 @@ class Writer:
     ) -> Tokens:
         """Returns the codes of a picture for each message: the best of so many drafts."""
         places = [(index, draft) for index, number in enumerate(numbers) for draft in range(number)]
-        drafts, likelihoods = [], []
+        drafts, scores = [], []
         for start in range(0, len(places), MOST_ROWS):
             batch = places[start : start + MOST_ROWS]
             rows = self.reply(
@@ -56,8 +56,8 @@ class Writer:
             drafts += drawn
             if max(numbers) > 1:
                 asked = [messages[index] for index, _ in batch]
-                likelihoods += read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
-        best = best_drafts(likelihoods or [0.0] * len(drafts), numbers)
+                scores += read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
+        best = best_drafts(scores or [0.0] * len(drafts), numbers)
         return Tokens.cat([drafts[index] for index in best])
 
     def reply(

@@ -214,7 +214,7 @@ def test_log_likelihoods_are_those_of_one_whole_pass_of_transformers(model, engi
     own = engine.log_likelihoods(ASKED, texts)
     for prompt, text, got in zip(ASKED, texts, own, strict=True):
         logits = model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1, : VOCABULARY.control_range[1]]
-        expected = logits.log_softmax(-1).gather(1, torch.tensor(text).unsqueeze(1)).sum()
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(text).unsqueeze(1)).squeeze(1)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 

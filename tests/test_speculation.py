@@ -13,12 +13,12 @@ from rebus.model.speculation import Speculation
 from rebus.tokenizers.tokens import CodeLayout, Stream
 from rebus.tokenizers.vocabulary import Vocabulary
 
-NUM_CODES, NUM_IDS = 4, 3
+NUM_CODES, NUM_IDS = 3, 4
 VOCABULARY = Vocabulary(23, CodeLayout("grid", 12, (Stream("code", 7),), (3, 4)))
 
 
 GENERATOR = torch.Generator().manual_seed(0)
-LOGITS = [1.5 * torch.randn(*[NUM_IDS] * place, NUM_IDS, generator=GENERATOR) for place in range(NUM_CODES + 1)]
+LOGITS = [torch.randn(*[NUM_IDS] * place, NUM_IDS, generator=GENERATOR) for place in range(NUM_CODES + 1)]
 """A model whose next code depends on all codes before it."""
 
 
@@ -66,10 +66,10 @@ def chi_squared(counts):
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-@pytest.mark.parametrize("window", [1, 2, 5])
+@pytest.mark.parametrize("window", [1, 4])
 def test_codes_are_distributed_as_those_drawn_one_by_one(window):
-    counts, codes_per_pass = drawn(window, 3000)
-    assert chi_squared(counts) < 80 + 4 * (2 * 80) ** 0.5  # 81 rows of codes: mean 80, 4 deviations
+    counts, codes_per_pass = drawn(window, 1500)
+    assert chi_squared(counts) < 63 + 4 * (2 * 63) ** 0.5  # 64 rows of codes: the mean and 4 deviations
     assert codes_per_pass > 1.1
 
 
@@ -79,7 +79,7 @@ def test_the_test_would_see_a_wrong_rule(monkeypatch):
         "_kept",
         lambda self, guesses, said: [*(one for one, _ in guesses), int(said[len(guesses)].argmax())],
     )
-    assert chi_squared(drawn(2, 3000)[0]) > 200
+    assert chi_squared(drawn(2, 800)[0]) > 150
 
 
 @pytest.mark.parametrize("native", [False, True])
