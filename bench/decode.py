@@ -124,12 +124,13 @@ def seconds(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def bandwidth(num_bytes: int) -> float:
-    """Returns how many bytes a second are read of so many in a row, from whichever memory holds them."""
-    numbers, best = torch.ones(num_bytes // 4), float("inf")
-    for _ in range(20):
-        start = time.perf_counter()
-        numbers.sum()
-        best = min(best, time.perf_counter() - start)
+    """Returns how many bytes a second are read of so many in a row, by whatever reads them fastest."""
+    numbers, vector, best = torch.ones(num_bytes // 4096, 1024), torch.ones(1024), float("inf")
+    for read in (numbers.sum, numbers.max, partial(torch.mv, numbers, vector)):
+        for _ in range(20):
+            start = time.perf_counter()
+            read()
+            best = min(best, time.perf_counter() - start)
     return num_bytes / best
 
 
