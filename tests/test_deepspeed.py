@@ -109,6 +109,7 @@ def resume_from_the_middle(output: Path, *flags: str) -> None:
 
 
 @pytest.mark.timeout(600)  # seconds, but four processes start, and other work may have the cores
+@pytest.mark.slow
 def test_two_processes_equal_one_and_resume_exactly(tmp_path: Path) -> None:
     plain(tmp_path / "one")
     launch(tmp_path / "two")

@@ -2,7 +2,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebus.model.cached_rows import CachedRows
@@ -77,6 +77,7 @@ BRANCHES = {
 OTHERS = {row: (OTHER[row], OTHER[(row + 1) % 3]) for row in range(3)}
 
 
+@settings(max_examples=12)
 @given(
     rows=st.lists(st.integers(0, 2), min_size=1, max_size=4),
     kind=st.sampled_from(sorted(BRANCHES)),
