@@ -114,7 +114,7 @@ class Writer:
             if event.kind == "text":
                 ids += [token for token in event.ids if token != self.saved.vocabulary.eos]
                 said = self.text_tokenizer.decode(ids)
-                if not said.endswith("\N{REPLACEMENT CHARACTER}"):  # half a letter
+                if said != told and not said.endswith("\N{REPLACEMENT CHARACTER}"):  # half a letter
                     yield said[len(told) :]
                     told = said
             elif event.kind == "picture":

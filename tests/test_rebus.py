@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rebus.data.rendering import render_prompt
+from rebus.data.rendering import joined_parts, render_prompt
 from rebus.data.samples import Message, Picture
 from rebus.model.drafts import best_drafts, draft_seed
 from rebus.model.drawing import DrawingSettings
@@ -156,6 +156,12 @@ def test_what_is_generated_can_be_said_back(rebus):
     reply = rebus.generate(said, seed=1, max_text_tokens=5)
     assert all(isinstance(part, str | Picture) for part in reply.parts)
     assert rebus.generate([*said, reply, Message("user", ("why",))]).role == "assistant"
+
+
+def test_a_stream_is_what_is_generated_in_pieces_of_which_none_is_empty(rebus):
+    said = [Message("user", ("a cat",))]
+    pieces = list(rebus.stream(said, seed=1, max_text_tokens=9))
+    assert all(pieces) and joined_parts(pieces) == joined_parts(rebus.generate(said, seed=1, max_text_tokens=9).parts)
 
 
 def test_user_text_that_spells_control_tokens_stays_text(rebus):
