@@ -28,6 +28,8 @@ from rebus.data.scene_text import SceneSamples
 from rebus.model.continuation import Decoding, Request
 from rebus.model.engine import Engine
 from rebus.model.llama_weights import read_language_model
+from rebus.model.native_library import native_library
+from rebus.model.native_llama import SOURCE
 from rebus.model.rebus import Rebus
 
 WINDOWS = (2, 4, 8, 16)
@@ -66,9 +68,10 @@ def measure(rebus: Rebus, number: int) -> dict[str, dict[int, float]]:
     asked = prompts(rebus, number)
     other = render_prompt([Message("user", ())], rebus.writer.text_tokenizer, rebus.saved.vocabulary)
     weights = read_language_model(rebus.saved.path("language_model"), rebus.device, rebus.writer.dtype)
-    engines = {name: Engine(weights, rebus.saved.vocabulary, native=name == "native") for name in ("torch", "native")}
+    paths = ("torch",) if native_library(SOURCE) is None else ("torch", "native")
+    engines = {name: Engine(weights, rebus.saved.vocabulary, native=name == "native") for name in paths}
     plain = rebus.saved.settings.decoding()
-    figures: dict[str, dict[int, float]] = {"codes_per_pass": {}, "speedup_torch": {}, "speedup_native": {}}
+    figures: dict[str, dict[int, float]] = {"codes_per_pass": {}, **{f"speedup_{name}": {} for name in paths}}
     for guesses in WINDOWS:
         ahead = replace(plain, guesses=guesses)
         yields = [codes_per_pass(engines["torch"], prompt, other, ahead) for prompt in asked]

@@ -49,7 +49,6 @@ class Decoding:
     guesses: int = 0
     """Codes that are guessed ahead and read in one pass, where a batch has one row and codes have one stream
     (``speculation.py``): the codes are others then, from the same distribution."""
-
     reduction: TokenReduction | None = None
     """Of the pictures in prompts that the user shows."""
 

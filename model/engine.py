@@ -89,7 +89,7 @@ class Engine:
             preview_every: codes after which the open pictures are told of; only when they are whole by default.
 
         Raises:
-            ValueError: as ``generate``, at once.
+            ValueError: as ``generate``, at once; for too much memory when the first event is asked for.
         """
         if preview_every is not None and preview_every < 1:
             raise ValueError(f"preview_every must be at least 1, got {preview_every}")
