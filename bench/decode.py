@@ -4,9 +4,9 @@ python bench/decode.py --sizes 10M 25M
 
 The others, given the same random weights, prompts and number of codes: ``generate`` of ``transformers`` with its own
 guidance (the faster of float32 and bfloat16), and the usual hand-written loop, in which both branches of guidance are
-rows of one batch (bfloat16, cache of ``transformers``). The engine runs in bfloat16 too, in torch alone and with its
-step in C++, where there is a compiler. Each ratio is of median times; the engine's codes are first held against two
-whole passes in float32.
+rows of one batch (bfloat16, cache of ``transformers``). The engine runs in bfloat16 too: in torch alone, in torch with
+matrices of 8-bit integers, and with its step in C++, where there is a compiler. Each ratio is of median times; the
+engine's codes in torch and in C++ are first held against two whole passes in float32.
 """
 
 import argparse
@@ -137,11 +137,12 @@ def bandwidth(num_bytes: int) -> float:
 def measure(config: LanguageModelConfig, repeats: int) -> dict[str, dict[str, float]]:
     """Returns the figures of one size of model, by name and then by path of the engine."""
     model = config.build(VOCABULARY, torch.Generator().manual_seed(0)).eval()
-    paths = {"torch": False} if native_library(SOURCE) is None else {"torch": False, "native": True}
-    for native in paths.values():
-        check(model, native)
     small = config.build(VOCABULARY, torch.Generator().manual_seed(0)).eval().bfloat16()
-    engines = {name: Engine(small, VOCABULARY, native=native) for name, native in paths.items()}
+    paths = {"torch": Engine(small, VOCABULARY, native=False), "int8": Engine(small, VOCABULARY, int8=True)}
+    check(model, native=False)
+    if native_library(SOURCE) is not None:
+        check(model, native=True)
+        paths["native"] = Engine(small, VOCABULARY)
     figures: dict[str, dict[str, float]] = {}
     for rows in (1, 16):
         contenders: dict[str, Callable[[], object]] = {
@@ -149,7 +150,7 @@ def measure(config: LanguageModelConfig, repeats: int) -> dict[str, dict[str, fl
             "bfloat16": partial(by_transformers, small, rows),
             "loop": partial(by_loop, small, rows),
         }
-        for name, engine in engines.items():
+        for name, engine in paths.items():
             contenders[name] = partial(by_engine, engine, rows)
             contenders[f"{name} unguided"] = partial(by_engine, engine, rows, 1.0)
         took = seconds(contenders, repeats)

@@ -6,13 +6,13 @@ The weights are those of a stock ``transformers`` model, with matrices that read
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rebus.model.cached_rows import CachedRows, Drop
+from rebus.model.cached_rows import CachedRows, Drop, cache_dtype
 from rebus.model.llama_parts import LlamaParts
+from rebus.model.matrices import Matrix, block_matrices, int8_matrix, packed_matrix, plain_matrix
 from rebus.model.native_llama import NativeLlama
 from rebus.model.sampling import Sampling
 from rebus.model.token_reduction import AttendedCodes, PromptRow, TokenReduction
@@ -24,17 +24,24 @@ class CachedLlama:
     Args:
         parts: its weights.
         native: whether single ids are read in C++ where that can be (``native_llama.py``).
+        int8: whether matrices are rounded to 8 bits; they are then multiplied in torch.
     """
 
-    def __init__(self, parts: LlamaParts, *, native: bool = True):
+    def __init__(self, parts: LlamaParts, *, native: bool = True, int8: bool = False):
         self.parts = parts
-        self.native = NativeLlama.of(parts) if native else None
+        self.native = NativeLlama.of(parts) if native and not int8 else None
+        # C++ has a copy of its own; where it reads the single ids, prompts are too few to be worth another.
+        self._matrix = int8_matrix if int8 else packed_matrix if self.native is None else plain_matrix
+        self._matrices = tuple(block_matrices(block, self._matrix) for block in parts.blocks)
+        self._heads: dict[tuple[int, int], Matrix] = {}
 
     def logits(self, hidden: Float[Tensor, "rows dim"], start: int, stop: int) -> Float[Tensor, "rows ids"]:
         """Returns float32 logits of the ids from ``start`` up to ``stop`` after final hidden states."""
         if self.native is not None:
             return self.native.logits(hidden, start, stop)
-        return F.linear(hidden, self.parts.head[start:stop]).float()
+        if (start, stop) not in self._heads:
+            self._heads[start, stop] = self._matrix(self.parts.head[start:stop])
+        return self._heads[start, stop](hidden).float()
 
     def choose(
         self, logits: Float[Tensor, "rows ids"], sampling: Sampling, uniform: Float[Tensor, " rows"]
@@ -48,7 +55,7 @@ class CachedLlama:
         """Returns how much memory the keys and values of a batch take."""
         parts = self.parts
         num_values = 2 * len(parts.blocks) * num_rows * parts.num_kv_heads * num_slots * parts.head_dim
-        return num_values * parts.embeddings.element_size()
+        return num_values * cache_dtype(parts, self.native).itemsize
 
     def start(self, rows: Sequence[Sequence[int]], num_slots: int, known: CachedRows | None = None) -> CachedRows:
         """Returns a batch that has read one or more ids in each row, with room for ``num_slots`` ids in the longest.
@@ -57,9 +64,7 @@ class CachedLlama:
         """
         different = list(dict.fromkeys(map(tuple, rows)))
         longest = max(map(len, different))
-        cache = CachedRows(
-            self.parts, self.native, list(map(len, different)), num_slots if len(different) == len(rows) else longest
-        )
+        cache = self._rows(list(map(len, different)), num_slots if len(different) == len(rows) else longest)
         cache.ids = [list(row) for row in different]
         if known is not None:
             cache.take_over(known)
@@ -70,10 +75,13 @@ class CachedLlama:
 
     def start_reduced(self, rows: Sequence[PromptRow], num_slots: int, reduction: TokenReduction) -> CachedRows:
         """Returns a batch that has read prompts whose pictures are reduced."""
-        cache = CachedRows(self.parts, self.native, [len(row.positions) for row in rows], num_slots)
+        cache = self._rows([len(row.positions) for row in rows], num_slots)
         embeddings = pad_sequence([row.embeddings for row in rows], batch_first=True, padding_side="left")
         positions = pad_sequence([row.positions for row in rows], batch_first=True, padding_side="left")
         cache.offsets = positions[:, -1:] + 1 - (positions.shape[1] - cache.starts)
         drop = Drop(reduction, [row.pictures for row in rows]) if isinstance(reduction, AttendedCodes) else None
         cache.read_embeddings(embeddings, positions, drop)
         return cache
+
+    def _rows(self, lengths: Sequence[int], num_slots: int) -> CachedRows:
+        return CachedRows(self.parts, self._matrices, self.native, lengths, num_slots)

@@ -24,7 +24,8 @@ class CommandParser(argparse.ArgumentParser):
         group = self.add_argument_group("with what")
         group.add_argument("--model", type=Path, default=SHIPPED_MODEL, help="saved model (default: the shipped one)")
         group.add_argument("--device", default="cpu", help="a torch device (default: cpu)")
-        group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the language model")
+        formats = ("float32", "bfloat16", "int8")
+        group.add_argument("--dtype", choices=formats, default="float32", help="of the language model")
 
     def parse(self, argv: list[str] | None) -> argparse.Namespace:
         """Returns the options; an unknown one ends the program."""

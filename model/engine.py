@@ -36,6 +36,7 @@ class Engine:
         model: whose weights to use: a Llama, or one built like it (``llama_parts.py``).
         vocabulary: that it was made for.
         native: whether to decode in C++ where that can be.
+        int8: whether to round matrices to 8 bits, and to decode in torch: less to read, where there is no compiler.
         max_cache_bytes: memory for the keys and values of a batch.
     """
 
@@ -45,6 +46,7 @@ class Engine:
         vocabulary: Vocabulary,
         *,
         native: bool = True,
+        int8: bool = False,
         max_cache_bytes: int = MAX_CACHE_BYTES,
     ):
         if model.config.vocab_size != vocabulary.size:
@@ -52,7 +54,7 @@ class Engine:
         self.vocabulary = vocabulary
         self.grammar = Grammar(vocabulary)
         self.device = model.lm_head.weight.device
-        self.body = CachedLlama(llama_parts(model), native=native)
+        self.body = CachedLlama(llama_parts(model), native=native, int8=int8)
         self.max_cache_bytes = max_cache_bytes
         self._known: CachedRows | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -49,6 +49,14 @@ class Rotary:
 
     cosine: Float[Tensor, "positions head_dim"]
     sine: Float[Tensor, "positions head_dim"]
+
+    def turns(
+        self, positions: Int[Tensor, "rows length"]
+    ) -> tuple[Float[Tensor, "rows 1 length head_dim"], Float[Tensor, "rows 1 length head_dim"]]:
+        """Returns what heads at these positions, and heads with swapped halves, are multiplied with and added up."""
+        sine = self.sine[positions].unsqueeze(1)
+        first, second = sine.chunk(2, dim=-1)
+        return self.cosine[positions].unsqueeze(1), torch.cat((-first, second), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)

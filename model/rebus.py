@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MOST_PICTURES = 4
 """Pictures of one answer in a chat."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class Rebus:
@@ -43,13 +43,16 @@ class Rebus:
         self.writer = Writer(saved, device, dtype)
 
     @staticmethod
-    def load(folder: Path | str, *, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32") -> "Rebus":
+    def load(
+        folder: Path | str, *, device: str = "cpu", dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    ) -> "Rebus":
         """Opens a saved model.
 
         Args:
             folder: such as ``assets/mini``.
             device: a torch device.
-            dtype: number format of the language model; the other parts stay in float32.
+            dtype: number format of the language model; the other parts stay in float32. With ``int8`` its matrices
+                are 8-bit integers, and all else is bfloat16.
 
         Raises:
             ValueError: if the folder holds no model whose parts fit together, or torch has no such device here.

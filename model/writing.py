@@ -33,8 +33,9 @@ class Writer:
     @cached_property
     def engine(self) -> Engine:
         """Continues ids."""
-        weights = read_language_model(self.saved.path("language_model"), self.device, self.dtype)
-        return Engine(weights, self.saved.vocabulary)
+        int8 = self.dtype == torch.int8
+        folder, dtype = self.saved.path("language_model"), torch.bfloat16 if int8 else self.dtype
+        return Engine(read_language_model(folder, self.device, dtype), self.saved.vocabulary, int8=int8)
 
     def draw(
         self, messages: Sequence[Message], settings: DrawingSettings, seeds: Sequence[int], numbers: Sequence[int]

@@ -178,7 +178,7 @@ def test_a_file_that_is_no_picture_is_refused(make, message, refused, tmp_path):
             ("--prompt", "a cat", "--num-images", "2", "--output", "a.png"),
             "--output must be a folder for 2 pictures, got a",
         ),
-        (("--prompt", "a cat", "--dtype", "int8"), "argument --dtype: invalid choice: 'int8' (choose from"),
+        (("--prompt", "a cat", "--dtype", "int4"), "argument --dtype: invalid choice: 'int4' (choose from"),
         (("--prompt", "a cat", "--device", "warp"), "device must be one that torch has here, such as cpu, got warp"),
     ],
 )

@@ -50,6 +50,13 @@ def test_talking_loads_the_language_model_alone_and_a_drawn_picture_in_the_chat_
     assert loaded(rebus) == {"engine"}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_other_number_formats_draw_and_answer(dtype, saved_model):
+    rebus = Rebus.load(saved_model, dtype=dtype)
+    assert rebus.draw("a cat")[0].image.size == (24, 24) and isinstance(rebus.answer(picture(), "what"), str)
+    assert rebus.writer.engine.body.parts.head.dtype == torch.bfloat16
+
+
 def test_painting_codes_loads_the_decoder_alone(rebus):
     rebus.paint(random_tokens(rebus))
     assert loaded(rebus) == {"painter"}
