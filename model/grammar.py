@@ -73,10 +73,11 @@ class Grammar:
     def _add_codes(self, size: tuple[int, ...]) -> None:
         """Lays down what a picture of a size holds after its size tokens."""
         ids, num_streams = self.vocabulary, len(self.vocabulary.layout.streams)
-        num_codes = prod(size) * num_streams if size else ids.num_codes
-        streams = [(ids.code_range(index % num_streams),) for index in range(num_codes)]
-        self._legal_inside[size] = (*streams, ((ids.end_picture, ids.end_picture + 1),))
-        self._following[size] = (*(State(True, index + 1, size) for index in range(num_codes)), self._outside)
+        num_positions = prod(size) if size else ids.layout.num_positions
+        streams = tuple((ids.code_range(stream),) for stream in range(num_streams))
+        self._legal_inside[size] = (*streams * num_positions, ((ids.end_picture, ids.end_picture + 1),))
+        codes = range(num_streams * num_positions)
+        self._following[size] = (*(State(True, code + 1, size) for code in codes), self._outside)
 
     def _add_sizes(self, said: tuple[int, ...]) -> None:
         """Lays down which rows a picture may have, or which columns beside the rows that were said."""
@@ -104,7 +105,7 @@ class Grammar:
             ValueError: if no rendered sample may hold ``token`` here.
         """
         if state.inside:
-            if state.size in self._sized:
+            if self._sized and state.size in self._sized:
                 if token not in self._sized[state.size]:
                     raise ValueError(self._size_error(state, f"id {token}"))
                 return self._sized[state.size][token]
