@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from rebus.data.packing import PackedBatch, pack_row
-from rebus.data.rendering import NOT_TRAINED, Rendered, render, whole_codes
+from rebus.data.rendering import NOT_TRAINED, Rendered, render, whole_picture
 from rebus.data.samples import Picture, Sample, pictures, with_tokens
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.tokens import Tokens
@@ -44,7 +44,11 @@ class PackedLoader:
             rows: Rows of a batch over all ranks.
             length: Ids of a row.
             seed: Another seed gives other samples.
+
+        Raises:
+            ValueError: if pictures may have several sizes: their number of codes must be known before they are encoded.
         """
+        vocabulary.layout.check_one_size("a loader")
         self.make_sample = make_sample
         self.encode = encode
         self.text_tokenizer = text_tokenizer
@@ -90,7 +94,7 @@ class PackedLoader:
         encoded = iter(self._encode([array for array in pixels if array is not None]))
         codes: list[int] = []
         for picture in row_pictures:
-            codes += whole_codes(picture.tokens or next(encoded), self.vocabulary)
+            codes += whole_picture(picture.tokens or next(encoded), self.vocabulary)[1:-1]
         is_code = batch.modality == 1
         is_target = batch.targets != NOT_TRAINED
         batch.ids[is_code] = torch.tensor(codes, dtype=torch.int64)

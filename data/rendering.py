@@ -24,7 +24,7 @@ class Rendered:
     targets: list[int]
     """The same ids, not shifted, and -100 where the model does not learn to write them."""
     modality: list[int]
-    """1 for the code of a picture, 0 for text and control."""
+    """1 for the code of a picture, 0 for text, control and sizes."""
 
 
 def canonical(sample: Sample) -> Sample:
@@ -85,20 +85,22 @@ def _render_part(
         ids = text_tokenizer.encode(part)
         return ids, [0] * len(ids)
     assert part.tokens is not None  # canonical() has seen to it
-    codes = whole_codes(part.tokens, vocabulary)
-    return [vocabulary.begin_picture, *codes, vocabulary.end_picture], [0, *[1] * len(codes), 0]
+    ids = whole_picture(part.tokens, vocabulary)
+    first_code = vocabulary.control_range[1]
+    return ids, [int(token >= first_code) for token in ids]
 
 
-def whole_codes(tokens: Tokens, vocabulary: Vocabulary) -> list[int]:
-    """Returns the code ids of one picture.
+def whole_picture(tokens: Tokens, vocabulary: Vocabulary) -> list[int]:
+    """Returns the ids of one picture, with its control and size tokens.
 
     Raises:
         ValueError: if the picture is a prefix, which a sample may not hold even where a decoder takes it.
     """
-    codes = vocabulary.flatten(tokens)
-    if len(codes) != vocabulary.num_codes:
-        raise ValueError(f"picture must have {vocabulary.num_codes} codes, got {len(codes)}")
-    return codes
+    ids = [vocabulary.begin_picture, *vocabulary.flatten(tokens), vocabulary.end_picture]
+    whole = vocabulary.layout.num_positions_of(next(iter(tokens.grids), None))
+    if tokens.lengths[0] != whole:
+        raise ValueError(f"picture must have {whole} positions, got {int(tokens.lengths[0])}")
+    return ids
 
 
 def render_prompt(messages: Sequence[Message], text_tokenizer: TextTokenizer, vocabulary: Vocabulary) -> list[int]:
@@ -145,7 +147,7 @@ def parse_parts(ids: Sequence[int], text_tokenizer: TextTokenizer, vocabulary: V
     parts: list[str | Picture] = []
     for span in Grammar(vocabulary).spans(ids):
         if isinstance(span, PictureSpan):
-            parts.append(Picture(tokens=vocabulary.unflatten(ids[span.codes])))
+            parts.append(Picture(tokens=vocabulary.unflatten(ids[span.content])))
         else:
             parts.append(text_tokenizer.decode(ids[span.start : span.stop]))
     return tuple(parts)

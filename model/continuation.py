@@ -6,13 +6,12 @@ from typing import Literal
 
 import torch
 
-from rebus.model.grammar import Grammar
+from rebus.model.grammar import Grammar, Ranges
 from rebus.model.guidance import Guidance
 from rebus.model.sampling import Sampling
 from rebus.model.token_reduction import TokenReduction
+from rebus.tokenizers.tokens import Grid
 
-Ranges = tuple[tuple[int, int], ...]
-"""Half-open ranges of ids, ascending."""
 Ending = Literal["eos", "limit", "not_a_number"]
 EventKind = Literal["text", "picture_started", "picture_preview", "picture", "ended", "failed"]
 """What happens in a row; the last of each is that it has ended or failed."""
@@ -32,6 +31,8 @@ class Request:
     """Most pictures."""
     start_picture: bool = False
     """Whether the row begins with a picture."""
+    picture_size: Grid | None = None
+    """Rows and columns of its pictures; the model chooses if there are several sizes and none is asked for."""
     seed: int = 0
     """Of its random draws."""
 
@@ -41,7 +42,7 @@ class Decoding:
     """How all rows of a batch are continued."""
 
     text: Sampling = Sampling()
-    """How ids outside pictures are drawn; they are never guided."""
+    """How ids outside pictures and the sizes of pictures are drawn; they are never guided."""
     picture: Sampling = Sampling()
     """How codes are drawn."""
     guidance: Guidance = Guidance()
@@ -75,7 +76,8 @@ class Event:
     row: int
     kind: EventKind
     ids: tuple[int, ...] = ()
-    """New ids of text; the codes of the open picture so far; or the whole picture with its control tokens."""
+    """New ids of text; the size, if it is said, and codes of the open picture so far; or the whole picture with its
+    control tokens."""
 
 
 class Row:
@@ -87,6 +89,10 @@ class Row:
         self.grammar, self.vocabulary = grammar, grammar.vocabulary
         self.prompt, self.room = request.prompt, room
         self.text_left, self.pictures_left = request.max_text_tokens, request.num_pictures
+        self.picture_length = self.vocabulary.picture_length(request.picture_size)
+        """Ids of the longest picture that may come."""
+        size_ids = self.vocabulary.size_ids(request.picture_size)
+        self._asked_size: tuple[Ranges, ...] = tuple(((token, token + 1),) for token in size_ids)
         self.generator = torch.Generator().manual_seed(request.seed)
         self.state = grammar.start()
         self.ids: list[int] = []
@@ -94,7 +100,8 @@ class Row:
         self._begun = 0
         self._news: list[Event] = []
         if request.start_picture:
-            self.take(self.vocabulary.begin_picture)
+            for token in (self.vocabulary.begin_picture, *size_ids):
+                self.take(token)
         elif min(self.text_left, self.room) < 1:
             self._end("limit")
 
@@ -103,15 +110,18 @@ class Row:
         if self.ended is not None:
             return ()
         ranges = self.grammar.legal(self.state)
-        if self.state.inside or (self.pictures_left and self.room >= self.vocabulary.num_codes + 2):
+        if self.state.inside:
+            num_said = len(self.state.size)
+            return self._asked_size[num_said] if num_said < len(self._asked_size) else ranges
+        if self.pictures_left and self.room >= self.picture_length:
             return ranges
         begin = self.vocabulary.begin_picture
         return tuple(one for one in ranges if one != (begin, begin + 1))
 
     def most_to_come(self) -> int:
         """Returns how many ids the row may still have at most."""
-        open_picture = self.vocabulary.num_codes + 1 - self.state.num_codes if self.state.inside else 0
-        later = self.pictures_left * (self.vocabulary.num_codes + 2) + self.text_left
+        open_picture = self.picture_length - (len(self.ids) - self._begun) if self.state.inside else 0
+        later = self.pictures_left * self.picture_length + self.text_left
         return 0 if self.ended else min(self.room, open_picture + later)
 
     def take(self, token: int) -> None:
@@ -140,7 +150,7 @@ class Row:
         self._end("not_a_number")
 
     def preview(self) -> None:
-        """Tells the codes of the open picture so far, if one is open."""
+        """Tells what there is of the open picture, if any of its codes are."""
         if self.state.inside and self.state.num_codes:
             self._tell("picture_preview", *self.ids[self._begun + 1 :])
 

@@ -58,8 +58,9 @@ class DecoderConfig:
         """Builds a decoder with fresh weights for the codes of one image tokenizer.
 
         Raises:
-            ValueError: if the condition does not suit the layout.
+            ValueError: if the condition does not suit the layout, or that has several grids.
         """
+        layout.check_one_size("a diffusion decoder")
         return DiffusionDecoder(self, layout, tokenizer_hash)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rebus.model.cached_llama import CachedLlama
 from rebus.model.cached_rows import CachedRows
-from rebus.model.continuation import Continuation, Decoding, Event, Ranges, Request, Row
-from rebus.model.grammar import Grammar
+from rebus.model.continuation import Continuation, Decoding, Event, Request, Row
+from rebus.model.grammar import Grammar, Ranges
 from rebus.model.guidance import Guidance
 from rebus.model.llama_parts import llama_parts
 from rebus.model.speculation import Speculation
@@ -72,7 +72,8 @@ class Engine:
 
         Raises:
             ValueError: if there are no requests, a prompt is empty or leaves no room, its branches are not those that
-                guidance asks for, a picture is to start where none may be, or the batch needs too much memory.
+                guidance asks for, a picture is to start where none may be or to have a size that none may have, or the
+                batch needs too much memory.
         """
         rows = self._rows(requests, decoding.guidance)
         for _ in self._decode(rows, requests, decoding, keep):
@@ -105,7 +106,7 @@ class Engine:
     ) -> list[Float[Tensor, " ids"]]:
         """Returns the log-probability in nats of each id of the text that follows a prompt, given those before it.
 
-        It is that among all ids that may stand outside pictures.
+        It is that among the ids of text and control, as in training.
 
         Args:
             prompts: ids, all outside a picture.
@@ -134,7 +135,8 @@ class Engine:
                 got = request.num_pictures
                 raise ValueError(f"num_pictures must be at least 1 to start with a picture, got {got}")
             lengths = [len(prompt) for prompt in (request.prompt, *request.others)]
-            most = self.body.parts.max_positions - (self.vocabulary.num_codes + 2 if request.start_picture else 1)
+            picture_length = self.vocabulary.picture_length(request.picture_size)  # refuses a size that none may have
+            most = self.body.parts.max_positions - (picture_length if request.start_picture else 1)
             for length in lengths:
                 if not 1 <= length <= most:
                     raise ValueError(f"a prompt must have 1 to {most} ids, got {length}")
@@ -208,7 +210,7 @@ class Engine:
             return True
         if not cache.is_native:
             return False
-        first, num_codes = state.num_codes, self.vocabulary.num_codes
+        first, num_codes = state.num_codes, self.grammar.num_picture_codes(state)
         weights = [decoding.guidance.weights(code, num_codes) for code in range(first, first + len(ranges))]
         uniforms = torch.stack([torch.rand(len(ranges), generator=row.generator) for row in rows], dim=1)
         codes = cache.draw(ranges, torch.tensor(weights), decoding.picture, uniforms)
@@ -220,21 +222,30 @@ class Engine:
 
     def _guess_codes(self, row: Row, cache: CachedRows, decoding: Decoding, ranges: Ranges) -> None:
         """Lets the only row draw and read codes, several in a pass."""
-        starts = [start for start, _ in ranges]
+        starts, num_codes = [start for start, _ in ranges], self.grammar.num_picture_codes(row.state)
         try:
-            codes = self.speculation(cache, decoding, row.generator).draw(starts, row.state.num_codes)
+            codes = self.speculation(cache, decoding, row.generator, num_codes).draw(starts, row.state.num_codes)
         except ArithmeticError:
             return row.fail()
         for code, start in zip(codes, starts, strict=True):
             row.take(start + code)
 
-    def speculation(self, cache: CachedRows, decoding: Decoding, generator: torch.Generator) -> Speculation:
-        """Returns what guesses the codes of one stream ahead, for one row whose branches are those of a cache."""
+    def speculation(
+        self, cache: CachedRows, decoding: Decoding, generator: torch.Generator, num_codes: int
+    ) -> Speculation:
+        """Returns what guesses the codes of one stream ahead, for one row whose branches are those of a cache.
+
+        Args:
+            cache: has read all that comes before the codes.
+            decoding: how they are drawn.
+            generator: of all random draws.
+            num_codes: codes of the whole picture.
+        """
         start, stop = self.vocabulary.code_range(0)
 
         def logits(hidden: Float[Tensor, "branches codes dim"], first: int) -> Float[Tensor, "codes ids"]:
             places = range(first, first + hidden.shape[1])
-            weights = [decoding.guidance.weights(place, self.vocabulary.num_codes) for place in places]
+            weights = [decoding.guidance.weights(place, num_codes) for place in places]
             each = self.body.logits(rearrange(hidden, "branches codes dim -> (branches codes) dim"), start, stop)
             branches = rearrange(each, "(branches codes) ids -> branches codes ids", branches=len(hidden))
             return einsum(branches, torch.tensor(weights).to(each), "branches codes ids, codes branches -> codes ids")
@@ -246,15 +257,15 @@ class Engine:
         alike: dict[tuple[Ranges, tuple[float, ...]], list[Row]] = {}
         for row in rows:
             if ranges := row.legal():
-                inside, num_codes = row.state.inside, self.vocabulary.num_codes
-                weights = decoding.guidance.weights(row.state.num_codes, num_codes) if inside else (1.0,)
+                num_codes = self.grammar.num_picture_codes(row.state)
+                weights = decoding.guidance.weights(row.state.num_codes, num_codes) if num_codes else (1.0,)
                 alike.setdefault((ranges, weights), []).append(row)
         for (ranges, weights), together in alike.items():
             if ranges[-1][1] - ranges[0][0] == 1:  # nothing to choose
                 for row in together:
                     row.take(ranges[0][0])
                 continue
-            sampling = decoding.picture if together[0].state.inside else decoding.text
+            sampling = decoding.picture if self.grammar.num_picture_codes(together[0].state) else decoding.text
             logits = self.logits(hidden, [row.index for row in together], len(rows), ranges, weights)
             if sampling.repetition_penalty != 1:
                 past = [[*row.prompt, *row.ids] for row in together]

@@ -1,13 +1,17 @@
 """Which id may follow which: the one state machine behind rendering, parsing, losses and constrained decoding.
 
-A picture is ``begin_picture``, exactly ``num_codes`` code ids whose streams take turns, ``end_picture``. Everything
-else is text or control.
+A picture is ``begin_picture``, the size tokens of its rows and columns if there are pictures of several sizes, exactly
+as many code ids as that size has, whose streams take turns, and ``end_picture``. Everything else is text or control.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 from rebus.tokenizers.vocabulary import Vocabulary
+
+Ranges = tuple[tuple[int, int], ...]
+"""Half-open ranges of ids, ascending."""
 
 
 class State(NamedTuple):
@@ -17,6 +21,8 @@ class State(NamedTuple):
     """Whether a picture is open."""
     num_codes: int
     """Codes read of the open picture; 0 outside."""
+    size: tuple[int, ...] = ()
+    """Rows and columns of the open picture, as far as they were said; never said if all pictures have one size."""
 
 
 class TextSpan(NamedTuple):
@@ -31,11 +37,18 @@ class PictureSpan(NamedTuple):
 
     start: int
     stop: int
+    num_sizes: int = 0
+    """Size tokens: 2, or none if all pictures have one size."""
+
+    @property
+    def content(self) -> slice:
+        """Where the size tokens and the code ids are, without the two control tokens."""
+        return slice(self.start + 1, self.stop - 1)
 
     @property
     def codes(self) -> slice:
-        """Where the code ids are, without the two control tokens."""
-        return slice(self.start + 1, self.stop - 1)
+        """Where the code ids are."""
+        return slice(self.start + 1 + self.num_sizes, self.stop - 1)
 
 
 class Grammar:
@@ -43,15 +56,37 @@ class Grammar:
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
-        num_codes, num_streams = vocabulary.num_codes, len(vocabulary.layout.streams)
         self._outside = State(False, 0)
-        self._inside = tuple(State(True, index) for index in range(num_codes + 1))
-        end_picture = (vocabulary.end_picture, vocabulary.end_picture + 1)
-        streams = [(vocabulary.code_range(index % num_streams),) for index in range(num_codes)]
-        self._legal_inside = (*streams, (end_picture,))
+        self._begun = State(True, 0)
         self._legal_outside = self._outside_ranges()
+        self._legal_inside: dict[tuple[int, ...], tuple[Ranges, ...]] = {}
+        """For each size, as far as it was said, what is legal after 0, 1, ... codes."""
+        self._following: dict[tuple[int, ...], tuple[State, ...]] = {}
+        """For each size that was said whole, the states after each of those ids."""
+        self._sized: dict[tuple[int, ...], dict[int, State]] = {}
+        """For each size that was not yet said whole, the state after each token that may say more of it."""
+        for size in vocabulary.layout.grids or ((),):
+            self._add_codes(size)
+        for said in {size[:length] for size in vocabulary.layout.grids for length in (0, 1)}:
+            self._add_sizes(said)
 
-    def _outside_ranges(self) -> tuple[tuple[int, int], ...]:
+    def _add_codes(self, size: tuple[int, ...]) -> None:
+        """Lays down what a picture of a size holds after its size tokens."""
+        ids, num_streams = self.vocabulary, len(self.vocabulary.layout.streams)
+        num_positions = prod(size) if size else ids.layout.num_positions
+        streams = tuple((ids.code_range(stream),) for stream in range(num_streams))
+        self._legal_inside[size] = (*streams * num_positions, ((ids.end_picture, ids.end_picture + 1),))
+        codes = range(num_streams * num_positions)
+        self._following[size] = (*(State(True, code + 1, size) for code in codes), self._outside)
+
+    def _add_sizes(self, said: tuple[int, ...]) -> None:
+        """Lays down which rows a picture may have, or which columns beside the rows that were said."""
+        place, first = len(said), self.vocabulary.size_range[0]
+        sides = sorted({grid[place] for grid in self.vocabulary.layout.grids if grid[:place] == said})
+        self._legal_inside[said] = (tuple((first + side - 1, first + side) for side in sides),)
+        self._sized[said] = {first + side - 1: State(True, 0, (*said, side)) for side in sides}
+
+    def _outside_ranges(self) -> Ranges:
         ids = self.vocabulary
         pieces = (ids.pad + 1, ids.num_text)
         ranges = ((ids.eos, ids.eos + 1), pieces, (ids.begin_picture, ids.begin_picture + 1))
@@ -70,34 +105,49 @@ class Grammar:
             ValueError: if no rendered sample may hold ``token`` here.
         """
         if state.inside:
-            start, stop = self._legal_inside[state.num_codes][0]
+            if self._sized and state.size in self._sized:
+                if token not in self._sized[state.size]:
+                    raise ValueError(self._size_error(state, f"id {token}"))
+                return self._sized[state.size][token]
+            start, stop = self._legal_inside[state.size][state.num_codes][0]
             if not start <= token < stop:
-                raise ValueError(self._inside_error(state, token))
-            return self._outside if state.num_codes == self.vocabulary.num_codes else self._inside[state.num_codes + 1]
+                raise ValueError(self._code_error(state, token))
+            return self._following[state.size][state.num_codes]
         ids = self.vocabulary
         if token == ids.begin_picture:
-            return self._inside[0]
+            return self._begun
         if token in (ids.user, ids.assistant) or (0 <= token < ids.num_text and token not in (ids.unk, ids.pad)):
             return state
         raise ValueError(f"outside a picture, an id must be text, user, assistant or begin_picture, got {token}")
 
-    def _inside_error(self, state: State, token: int) -> str:
-        num_codes, (start, stop) = self.vocabulary.num_codes, self._legal_inside[state.num_codes][0]
+    def _size_error(self, state: State, got: str) -> str:
+        what = f"columns of a picture of {state.size[0]} rows" if state.size else "rows of a picture"
+        allowed = {token: after.size[-1] for token, after in self._sized[state.size].items()}
+        told = ", ".join(f"{side} (id {token})" for token, side in allowed.items())
+        return f"{what} must be one of {told}, got {got}"
+
+    def _code_error(self, state: State, token: int) -> str:
+        num_codes, (start, stop) = self.num_picture_codes(state), self._legal_inside[state.size][state.num_codes][0]
         if token < self.vocabulary.control_range[1] and state.num_codes < num_codes:
             return f"picture must have {num_codes} codes, got {state.num_codes}"
         return f"id after {state.num_codes} of {num_codes} codes must lie in [{start}, {stop}), got {token}"
 
-    def legal(self, state: State) -> tuple[tuple[int, int], ...]:
+    def legal(self, state: State) -> Ranges:
         """Returns the half-open id ranges, ascending, that a model may generate next.
 
-        Outside a picture: text without ``unk``, ``bos`` and ``pad``; ``eos``; ``begin_picture``. Inside: one range,
-        that of the next code's stream, or ``end_picture`` after the last code.
+        Outside a picture: text without ``unk``, ``bos`` and ``pad``; ``eos``; ``begin_picture``. Inside: the rows of
+        some size, then the columns of one with these rows; or one range, that of the next code's stream, or
+        ``end_picture`` after the last code.
         """
-        return self._legal_inside[state.num_codes] if state.inside else self._legal_outside
+        return self._legal_inside[state.size][state.num_codes] if state.inside else self._legal_outside
 
-    def codes_to_come(self, state: State) -> tuple[tuple[int, int], ...]:
-        """Returns the range of each code that the open picture still lacks, in order; none outside a picture."""
-        return tuple(ranges[0] for ranges in self._legal_inside[state.num_codes : -1]) if state.inside else ()
+    def num_picture_codes(self, state: State) -> int:
+        """Returns how many codes the open picture has when it is whole; 0 outside, and until its size was said."""
+        return len(self._legal_inside[state.size]) - 1 if state.inside else 0
+
+    def codes_to_come(self, state: State) -> Ranges:
+        """Returns the range of each code that the open picture still lacks, in order; none if its size was not said."""
+        return tuple(one[0] for one in self._legal_inside[state.size][state.num_codes : -1]) if state.inside else ()
 
     def spans(self, ids: Sequence[int]) -> list[TextSpan | PictureSpan]:
         """Returns disjoint spans in order that together cover all ``ids``.
@@ -114,17 +164,20 @@ class Grammar:
                     spans.append(TextSpan(start, index))
                 start = index
             elif before.inside and not state.inside:
-                spans.append(PictureSpan(start, index + 1))
+                spans.append(PictureSpan(start, index + 1, len(before.size)))
                 start = index + 1
         if state.inside:
-            got = f"{state.num_codes}" if state.num_codes < self.vocabulary.num_codes else "all but no end_picture"
-            raise ValueError(f"picture must have {self.vocabulary.num_codes} codes, got {got}")
+            if state.size in self._sized:
+                raise ValueError(self._size_error(state, "none"))
+            num_codes = self.num_picture_codes(state)
+            got = f"{state.num_codes}" if state.num_codes < num_codes else "all but no end_picture"
+            raise ValueError(f"picture must have {num_codes} codes, got {got}")
         if start < len(ids):
             spans.append(TextSpan(start, len(ids)))
         return spans
 
     def modality(self, ids: Sequence[int]) -> list[int]:
-        """Returns 1 for every code id and 0 for text and control.
+        """Returns 1 for every code id and 0 for text, control and sizes.
 
         Raises:
             ValueError: as ``spans``.
@@ -132,5 +185,5 @@ class Grammar:
         modality = [0] * len(ids)
         for span in self.spans(ids):
             if isinstance(span, PictureSpan):
-                modality[span.codes] = [1] * self.vocabulary.num_codes
+                modality[span.codes] = [1] * (span.codes.stop - span.codes.start)
         return modality

@@ -71,9 +71,11 @@ class SavedModel:
         vocabulary = Vocabulary.from_dict(values["vocabulary"])
         if config["vocab_size"] != vocabulary.size:
             known, codes = vocabulary.size, sum(stream.size for stream in vocabulary.layout.streams)
-            parts = f"{vocabulary.num_text} of text, {len(vocabulary.control_names)} of control and {codes} of codes"
+            control = known - vocabulary.num_text - codes
+            parts = f"{vocabulary.num_text} of text, {control} of control and {codes} of codes"
             got = config["vocab_size"]
             raise ValueError(f"{folder}: the language model must have {known} ids ({parts}), got vocab_size {got}")
+        vocabulary.layout.check_one_size(f"the image tokenizer and decoder in {folder}")
         expected = values["image_tokenizer_hash"]
         decoder = json.loads(_read(folder, "decoder/config.json"))
         trained_with = {

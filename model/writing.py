@@ -130,7 +130,7 @@ class Writer:
         Raises:
             ValueError: if one leaves no room for a picture.
         """
-        vocabulary, room = self.saved.vocabulary, self.saved.max_positions - self.saved.vocabulary.num_codes - 2
+        vocabulary, room = self.saved.vocabulary, self.saved.max_positions - self.saved.vocabulary.picture_length()
         prompts = [render_prompt(chat, self.text_tokenizer, vocabulary) for chat in chats]
         for ids in prompts:
             if len(ids) > room:

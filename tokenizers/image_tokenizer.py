@@ -110,7 +110,13 @@ class ImageTokenizer(nn.Module):
         return tokens.prefix(length)
 
     def embed(self, tokens: Tokens) -> Float[Tensor, "batch positions dim"]:
-        """Returns the features that codes stand for; zeros beyond a picture's length."""
+        """Returns the features that codes stand for; zeros beyond a picture's length.
+
+        Raises:
+            ValueError: if the codes are of another layout.
+        """
+        if tokens.layout != self.layout:
+            raise ValueError(f"tokens must have the tokenizer's layout {self.layout}, got {tokens.layout}")
         return self.quantizer.lookup(tokens.ids.clamp_min(0)) * tokens.mask[..., None]
 
     @torch.no_grad()

@@ -138,7 +138,7 @@ class TextTokenizer:
             bos_token=bos,
             eos_token=eos,
             pad_token=pad,
-            extra_special_tokens=list(vocabulary.control_names) if vocabulary else [],
+            extra_special_tokens=[*vocabulary.control_names, *vocabulary.size_names] if vocabulary else [],
             split_special_tokens=True,
             clean_up_tokenization_spaces=False,
         ).save_pretrained(str(folder))

@@ -9,6 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+Grid = tuple[int, int]
+"""Rows and columns of a picture."""
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -31,13 +34,15 @@ class CodeLayout:
     kind: Literal["grid", "sequence"]
     """``"grid"``: positions are the cells of a picture in raster order. ``"sequence"``: positions have no place."""
     num_positions: int
-    """Positions of a whole picture."""
+    """Positions of a whole picture, of the largest if there are several grids."""
     streams: tuple[Stream, ...]
     """The codes at each position, in this order."""
-    grid: tuple[int, int] | None = None
-    """(rows, columns) of a grid; None for a sequence."""
+    grid: Grid | None = None
+    """That of every picture; None for a sequence or if there are several grids."""
     prefix_decodable: bool = False
     """Whether the first positions alone are a picture, as in a nested sequence."""
+    grids: tuple[Grid, ...] = ()
+    """Those of which each picture has one, ascending, if there are several; two may have as many cells."""
 
     def __post_init__(self):
         if self.num_positions < 1:
@@ -45,25 +50,66 @@ class CodeLayout:
         names = [stream.name for stream in self.streams]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"streams must be at least one and have distinct names, got {names}")
-        if self.kind == "sequence" and self.grid is not None:
-            raise ValueError(f"grid must be None for a sequence, got {self.grid}")
-        rows, columns = self.grid or (0, 0)
-        if self.kind == "grid" and (min(rows, columns) < 1 or rows * columns != self.num_positions):
+        if self.kind == "sequence" and self.sizes:
+            raise ValueError(f"grid must be None for a sequence, got {self.grid or self.grids}")
+        if self.kind == "grid" and self.grids:
+            self._check_grids()
+        elif self.kind == "grid" and _num_cells(self.grid or (0, 0)) != self.num_positions:
             raise ValueError(f"grid must be (rows, columns) with {self.num_positions} cells, got {self.grid}")
 
+    def _check_grids(self):
+        if self.grid is not None or len(self.grids) < 2 or list(self.grids) != sorted(set(self.grids)):
+            raise ValueError(f"grids must be several, ascending, and grid None, got {self.grids} and {self.grid}")
+        cells = [_num_cells(grid) for grid in self.grids]
+        if min(cells) < 1 or max(cells) != self.num_positions:
+            raise ValueError(f"grids must be (rows, columns) with {self.num_positions} cells at most, got {self.grids}")
+
+    @property
+    def sizes(self) -> tuple[Grid, ...]:
+        """Grids that a picture may have; none for a sequence."""
+        return self.grids or (() if self.grid is None else (self.grid,))
+
+    def num_positions_of(self, grid: Grid | None) -> int:
+        """Returns the positions of a whole picture on a grid, or of the largest picture.
+
+        Raises:
+            ValueError: if no picture has that grid.
+        """
+        if grid is None:
+            return self.num_positions
+        if grid not in self.sizes:
+            allowed = f"one of {', '.join(map(str, self.sizes))}" if self.sizes else "None"
+            raise ValueError(f"size of a picture must be {allowed}, got {grid}")
+        return _num_cells(grid)
+
+    def check_one_size(self, part: str) -> None:
+        """Refuses several grids on behalf of a part that knows one size of picture only.
+
+        Raises:
+            ValueError: if there are several grids.
+        """
+        if self.grids:
+            raise ValueError(f"pictures of {part} must all have one size, got the sizes {self.grids}")
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON."""
-        return {**asdict(self), "streams": [asdict(stream) for stream in self.streams], "grid": self._grid_list()}
+        """Returns plain values for JSON; ``grids`` is among them only if there are several."""
+        values = {**asdict(self), "streams": [asdict(stream) for stream in self.streams]}
+        values["grid"] = None if self.grid is None else list(self.grid)
+        grids = [list(grid) for grid in values.pop("grids")]
+        return {**values, "grids": grids} if grids else values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CodeLayout":
         """Returns the layout that ``to_dict`` wrote."""
         streams = tuple(Stream(**stream) for stream in values["streams"])
         grid = None if values["grid"] is None else tuple(values["grid"])
-        return cls(**{**values, "streams": streams, "grid": grid})
+        grids = tuple((rows, columns) for rows, columns in values.get("grids", ()))
+        return cls(**{**values, "streams": streams, "grid": grid, "grids": grids})
 
-    def _grid_list(self) -> list[int] | None:
-        return None if self.grid is None else list(self.grid)
+
+def _num_cells(grid: Grid) -> int:
+    """Returns the cells of a grid; 0 if a side is no length."""
+    return grid[0] * grid[1] if min(grid) > 0 else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +121,8 @@ class Tokens:
     lengths: Int[Tensor, " batch"]
     """int64 positions that each picture holds, at least 1."""
     layout: CodeLayout
+    grids: tuple[Grid, ...] = ()
+    """That of each picture if the layout has several; a length alone does not say it."""
 
     def __post_init__(self):
         ids, lengths, layout = self.ids, self.lengths, self.layout
@@ -90,6 +138,17 @@ class Tokens:
         if not ((lengths >= 1) & (lengths <= ids.shape[1])).all():
             raise ValueError(f"lengths must lie in [1, {ids.shape[1]}], got {lengths.tolist()}")
         self._check_values()
+        self._check_grids()
+
+    def _check_grids(self):
+        expected = len(self.lengths) if self.layout.grids else 0
+        if len(self.grids) != expected:
+            raise ValueError(f"grids must be {expected} for {len(self.lengths)} pictures, got {len(self.grids)}")
+        if self.grids:
+            for grid, length in zip(self.grids, self.lengths.tolist(), strict=True):
+                whole = self.layout.num_positions_of(grid)
+                if length > whole:
+                    raise ValueError(f"a picture of size {grid} must have at most {whole} positions, got {length}")
 
     def _check_values(self):
         held = self.mask.unsqueeze(-1)
@@ -113,16 +172,17 @@ class Tokens:
         if not 1 <= length <= self.layout.num_positions:
             raise ValueError(f"length must lie in [1, {self.layout.num_positions}], got {length}")
         lengths = self.lengths.clamp(max=length)
-        return Tokens(self.ids[:, : int(lengths.max())], lengths, self.layout)
+        return Tokens(self.ids[:, : int(lengths.max())], lengths, self.layout, self.grids)
 
     def row(self, index: int) -> "Tokens":
         """Returns one picture as a batch of one, trimmed to its length."""
         length = int(self.lengths[index])
-        return Tokens(self.ids[index, :length].unsqueeze(0), self.lengths[index].unsqueeze(0), self.layout)
+        grids = (self.grids[index],) if self.grids else ()
+        return Tokens(self.ids[index, :length].unsqueeze(0), self.lengths[index].unsqueeze(0), self.layout, grids)
 
     def to(self, device: torch.device | str) -> "Tokens":
         """Returns the same codes on another device."""
-        return Tokens(self.ids.to(device), self.lengths.to(device), self.layout)
+        return Tokens(self.ids.to(device), self.lengths.to(device), self.layout, self.grids)
 
     @classmethod
     def cat(cls, batches: "Sequence[Tokens]") -> "Tokens":
@@ -136,4 +196,5 @@ class Tokens:
             raise ValueError(f"batches must share one layout, got {len(layouts)} layouts")
         positions = max(tokens.ids.shape[1] for tokens in batches)
         ids = [pad(tokens.ids, (0, 0, 0, positions - tokens.ids.shape[1]), value=-1) for tokens in batches]
-        return cls(torch.cat(ids), torch.cat([tokens.lengths for tokens in batches]), layouts.pop())
+        grids = tuple(grid for tokens in batches for grid in tokens.grids)
+        return cls(torch.cat(ids), torch.cat([tokens.lengths for tokens in batches]), layouts.pop(), grids)

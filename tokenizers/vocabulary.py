@@ -1,4 +1,4 @@
-"""One id space for text and pictures: ``[text pieces][control][stream 0 codes][stream 1 codes]...``.
+"""One id space for text and pictures: ``[text pieces][control][sizes][stream 0 codes][stream 1 codes]...``.
 
 Picture ids are always computed as ``first id of the stream + code``. They never pass through strings, so that text
 which spells the name of a code or of a control token stays text.
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from einops import rearrange
 
-from rebus.tokenizers.tokens import CodeLayout, Tokens
+from rebus.tokenizers.tokens import CodeLayout, Grid, Tokens
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Vocabulary:
     """The ids that a language model reads and writes.
 
     The attributes named after a token are its id. ``unk``, ``bos``, ``eos`` and ``pad`` are the first text pieces;
-    ``begin_picture``, ``end_picture``, ``user`` and ``assistant`` are the control tokens, in this order.
+    ``begin_picture``, ``end_picture``, ``user`` and ``assistant`` are the control tokens, in this order. Only if
+    pictures may have several grids, there are size tokens, too: one for each number that rows or columns may be.
     """
 
     unk: ClassVar[int] = 0
@@ -65,8 +66,18 @@ class Vocabulary:
 
     @property
     def control_range(self) -> tuple[int, int]:
-        """Half-open range of the control tokens."""
-        return self.num_text, self.num_text + len(self.control_names)
+        """Half-open range of the control tokens, with the size tokens."""
+        return self.num_text, self.size_range[1]
+
+    @cached_property
+    def size_range(self) -> tuple[int, int]:
+        """Half-open range of the size tokens 1, 2, ...; empty if all pictures have one size."""
+        start = self.num_text + len(self.control_names)
+        return start, start + max((side for grid in self.layout.grids for side in grid), default=0)
+
+    def size_ids(self, size: Grid | None) -> tuple[int, ...]:
+        """Returns the tokens of a picture's rows and columns; none if all pictures have one size."""
+        return tuple(self.size_range[0] + side - 1 for side in size or ()) if self.layout.grids else ()
 
     def code_range(self, stream: int) -> tuple[int, int]:
         """Returns the half-open range of a stream's codes."""
@@ -79,8 +90,17 @@ class Vocabulary:
 
     @cached_property
     def num_codes(self) -> int:
-        """Code ids of one whole picture."""
+        """Code ids of one whole picture, of the largest if there are several sizes."""
         return self.layout.num_positions * len(self.layout.streams)
+
+    def picture_length(self, size: Grid | None = None) -> int:
+        """Returns the ids of a whole picture of a size, or of the largest, with its control and size tokens.
+
+        Raises:
+            ValueError: if no picture has that size.
+        """
+        num_codes = self.layout.num_positions_of(size) * len(self.layout.streams)
+        return num_codes + (4 if self.layout.grids else 2)
 
     @cached_property
     def _code_ranges(self) -> tuple[tuple[int, int], ...]:
@@ -92,33 +112,44 @@ class Vocabulary:
         return tuple(ranges)
 
     def names_beyond_text(self) -> list[str]:
-        """Returns the names of all control tokens and codes, in the order of their ids."""
+        """Returns the names of all control tokens, sizes and codes, in the order of their ids."""
         codes = [f"<|{stream.name}:{code}|>" for stream in self.layout.streams for code in range(stream.size)]
-        return [*self.control_names, *codes]
+        return [*self.control_names, *self.size_names, *codes]
+
+    @property
+    def size_names(self) -> list[str]:
+        """Names of the size tokens; without a colon, unlike those of codes."""
+        start, stop = self.size_range
+        return [f"<|size {side}|>" for side in range(1, stop - start + 1)]
 
     def flatten(self, row: Tokens) -> list[int]:
-        """Returns the code ids of one picture: position after position, and at each position stream after stream.
+        """Returns what stands between the control tokens of one picture: size tokens, if there are any, and code ids.
+
+        Codes go position after position, and at each position stream after stream.
 
         Raises:
             ValueError: if ``row`` is not a batch of one, has another layout, or is a prefix that the layout forbids.
         """
         if row.layout != self.layout or len(row.lengths) != 1:
             raise ValueError(f"row must be one picture of {self.layout}, got {len(row.lengths)} of {row.layout}")
-        length = int(row.lengths[0])
-        self._check_length(length)
+        length, size = int(row.lengths[0]), next(iter(row.grids), None)
+        self._check_length(length, size)
         starts = torch.tensor([start for start, _ in self._code_ranges])
-        return rearrange(row.ids[0, :length].cpu() + starts, "positions streams -> (positions streams)").tolist()
+        codes = rearrange(row.ids[0, :length].cpu() + starts, "positions streams -> (positions streams)")
+        return [*self.size_ids(size), *codes.tolist()]
 
     def unflatten(self, ids: Sequence[int]) -> Tokens:
-        """Returns the picture whose code ids ``flatten`` gave.
+        """Returns the picture whose ids ``flatten`` gave.
 
         Raises:
-            ValueError: if there are too few or too many ids, or one lies outside the range of its stream.
+            ValueError: if the size is none of the layout's, there are too few or too many code ids for it, or one lies
+                outside the range of its stream.
         """
-        num_streams = len(self.layout.streams)
+        sizes = self._read_size(ids)
+        ids, num_streams = ids[2 * len(sizes) :], len(self.layout.streams)
         if len(ids) % num_streams:
             raise ValueError(f"number of code ids must be a multiple of {num_streams} streams, got {len(ids)}")
-        self._check_length(len(ids) // num_streams)
+        self._check_length(len(ids) // num_streams, next(iter(sizes), None))
         for index, token in enumerate(ids):
             start, stop = self._code_ranges[index % num_streams]
             if not start <= token < stop:
@@ -126,10 +157,17 @@ class Vocabulary:
         starts = torch.tensor([start for start, _ in self._code_ranges])
         flat = torch.tensor(ids, dtype=torch.int64)
         codes = rearrange(flat, "(positions streams) -> 1 positions streams", streams=num_streams) - starts
-        return Tokens(codes, torch.tensor([codes.shape[1]]), self.layout)
+        return Tokens(codes, torch.tensor([codes.shape[1]]), self.layout, sizes)
 
-    def _check_length(self, length: int):
-        whole = self.layout.num_positions
+    def _read_size(self, ids: Sequence[int]) -> tuple[Grid, ...]:
+        """Returns the size that the first two ids say, if sizes are said."""
+        said = [grid for grid in self.layout.grids if self.size_ids(grid) == tuple(ids[:2])]
+        if self.layout.grids and not said:
+            raise ValueError(f"a picture must begin with the tokens of one of {self.layout.grids}, got {list(ids[:2])}")
+        return tuple(said)
+
+    def _check_length(self, length: int, size: Grid | None):
+        whole = self.layout.num_positions_of(size)
         if length == whole or (self.layout.prefix_decodable and 1 <= length < whole):
             return
         allowed = f"1 to {whole}" if self.layout.prefix_decodable else f"{whole}"
