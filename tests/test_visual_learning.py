@@ -70,7 +70,9 @@ def drawings(generator, rows):
 def share_of_true_positions(model):
     """How many of the positions that a model draws are of the kind that it was shown."""
     asked = [
-        Request(prompt=[VOCABULARY.bos, WORDS + row % 4], max_text_tokens=0, num_pictures=1, start_picture=True, seed=row)
+        Request(
+            prompt=[VOCABULARY.bos, WORDS + row % 4], max_text_tokens=0, num_pictures=1, start_picture=True, seed=row
+        )
         for row in range(60)
     ]
     done = Engine(model, VOCABULARY).generate(asked, Decoding())
@@ -129,5 +131,5 @@ def test_an_input_tells_what_is_asked(name):
     visual_input, with_features = INPUTS[name]
     config = VisualLlamaConfig(language=LANGUAGE, visual_input=visual_input)
     _, before, after = train(config, lambda *given: questions(*given, with_features=with_features))
-    assert before["text_loss"] > log(4) - 0.1
-    assert after["text_loss"] < 0.3
+    assert before["text_loss"] > log(4)
+    assert after["text_loss"] < 0.5  # who looks at nothing does not come below log(4)

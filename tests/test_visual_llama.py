@@ -45,6 +45,9 @@ OPTIONS = {
 }
 
 
+SLOW_TWO = [pytest.param(one, marks=pytest.mark.slow) for one in ("rows, parallel", "projected, depth")]
+
+
 def built(config, vocabulary):
     """A model far from uniform predictions, which likes to draw."""
     model = config.build(vocabulary, torch.Generator().manual_seed(0)).eval()
@@ -207,7 +210,9 @@ def requests(vocabulary, guidance, rows=(0, 1, 2), *, with_features=False, **cha
     ]
 
 
-@pytest.mark.parametrize("kind", BRANCHES)
+@pytest.mark.parametrize(
+    "kind", ["two, some codes", *(pytest.param(one, marks=pytest.mark.slow) for one in ("none", "one"))]
+)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_cached_decoding_is_that_of_whole_passes(name, kind, monkeypatch):
     model, guidance = built(OPTIONS[name], TWO), BRANCHES[kind]
@@ -247,7 +252,7 @@ def whole_branches(request, ids):
         yield whole, given + [None] * (whole.count(TWO.begin_picture) - len(given)) if request.features else ()
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [*SLOW_TWO, "continuous, bits", "rows, depth, vision layers"])
 def test_a_row_is_the_same_alone_and_in_a_batch(name):
     guidance = Guidance(scale=2.0)
     engine = Engine(built(OPTIONS[name], TWO), TWO)
