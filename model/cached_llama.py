@@ -64,7 +64,7 @@ class CachedLlama:
         """
         different = list(dict.fromkeys(map(tuple, rows)))
         longest = max(map(len, different))
-        cache = self._rows(list(map(len, different)), num_slots if len(different) == len(rows) else longest)
+        cache = self.rows(list(map(len, different)), num_slots if len(different) == len(rows) else longest)
         cache.ids = [list(row) for row in different]
         if known is not None:
             cache.take_over(known)
@@ -75,7 +75,7 @@ class CachedLlama:
 
     def start_reduced(self, rows: Sequence[PromptRow], num_slots: int, reduction: TokenReduction) -> CachedRows:
         """Returns a batch that has read prompts whose pictures are reduced."""
-        cache = self._rows([len(row.positions) for row in rows], num_slots)
+        cache = self.rows([len(row.positions) for row in rows], num_slots)
         embeddings = pad_sequence([row.embeddings for row in rows], batch_first=True, padding_side="left")
         positions = pad_sequence([row.positions for row in rows], batch_first=True, padding_side="left")
         cache.offsets = positions[:, -1:] + 1 - (positions.shape[1] - cache.starts)
@@ -83,5 +83,6 @@ class CachedLlama:
         cache.read_embeddings(embeddings, positions, drop)
         return cache
 
-    def _rows(self, lengths: Sequence[int], num_slots: int) -> CachedRows:
+    def rows(self, lengths: Sequence[int], num_slots: int) -> CachedRows:
+        """Returns a batch that has read nothing yet, but is going to read prompts of these lengths."""
         return CachedRows(self.parts, self._matrices, self.native, lengths, num_slots)

@@ -118,8 +118,16 @@ class CachedRows:
         embeddings: Float[Tensor, "rows length dim"],
         positions: Int[Tensor, "rows length"],
         drop: Drop | None = None,
+        is_vision: Bool[Tensor, "rows length"] | None = None,
     ) -> None:
-        """Lets every row read what may be no ids; dropped codes are seen by the first blocks only."""
+        """Lets every row read what may be no ids; dropped codes are seen by the first blocks only.
+
+        Args:
+            embeddings: of what is read.
+            positions: of each.
+            drop: what is dropped on the way.
+            is_vision: which are positions of pictures, for a model that treats them otherwise; none by default.
+        """
         parts, stop = self.parts, self.num_read + embeddings.shape[1]
         slots = torch.arange(self.num_read, stop, device=embeddings.device)
         positions = positions.clamp(0, parts.max_positions - 1)  # padding and finished rows lie beyond
@@ -128,7 +136,10 @@ class CachedRows:
         hidden = embeddings
         if parts.embedding_scale != 1:
             hidden = hidden * torch.tensor(parts.embedding_scale, dtype=hidden.dtype)
+        if is_vision is None:
+            is_vision = torch.zeros_like(positions, dtype=torch.bool)
         for index, (block, matrices) in enumerate(zip(parts.blocks, self.matrices, strict=True)):
+            before = hidden
             if self.dropped is not None and index == self.num_blocks_that_see_all:
                 masks = {window: mask & ~self.dropped[:, None, None, :stop] for window, mask in masks.items()}
             projected = matrices.query_key_value(self._normed(hidden, block.attention_norm))
@@ -140,8 +151,12 @@ class CachedRows:
             gate, up = matrices.gate_up(self._normed(hidden, block.ffn_norm)).chunk(2, dim=-1)
             gate = F.silu(gate) if parts.activation == "silu" else F.gelu(gate, approximate="tanh")
             hidden = hidden + self._normed(matrices.down(gate * up), block.ffn_output_norm)
+            if index in parts.vision_blocks:
+                hidden = hidden.where(is_vision.unsqueeze(-1), before)
         self.num_read = stop
         self.hidden = self._normed(hidden, parts.norm)
+        if parts.vision_norm is not None:
+            self.hidden = self._normed(hidden, parts.vision_norm).where(is_vision.unsqueeze(-1), self.hidden)
 
     def forget(self, number: int) -> None:
         """Unreads the newest ids; ``hidden`` stays as it is."""

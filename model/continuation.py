@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rebus.model.grammar import Grammar, Ranges
 from rebus.model.guidance import Guidance
@@ -35,6 +37,9 @@ class Request:
     """Rows and columns of its pictures; the model chooses if there are several sizes and none is asked for."""
     seed: int = 0
     """Of its random draws."""
+    features: tuple[Float[Tensor, "picture_positions feature_dim"] | None, ...] = ()
+    """Of each picture of the prompt in turn, to be read in place of its codes, or None for its codes; none at all where
+    codes are what is read. The other prompts show the same pictures from the first on, as many as they have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +88,23 @@ class Event:
 class Row:
     """One continuation, what it may still hold, and what has not been told of it yet."""
 
-    def __init__(self, index: int, grammar: Grammar, request: Request, room: int):
-        """Takes the number of the row, its request, and how many ids there is room for after its prompts."""
+    def __init__(self, index: int, grammar: Grammar, request: Request, room: int, *, codes_per_position: int = 1):
+        """Begins a row.
+
+        Args:
+            index: its number.
+            grammar: of its ids.
+            request: what is to be continued.
+            room: positions after its prompts.
+            codes_per_position: how many codes of a picture share a position; every other id has one to itself.
+        """
         self.index = index
         self.grammar, self.vocabulary = grammar, grammar.vocabulary
         self.prompt, self.room = request.prompt, room
+        self.codes_per_position = codes_per_position
         self.text_left, self.pictures_left = request.max_text_tokens, request.num_pictures
-        self.picture_length = self.vocabulary.picture_length(request.picture_size)
-        """Ids of the longest picture that may come."""
+        self.picture_length = self.vocabulary.picture_length(request.picture_size, codes_per_position)
+        """Positions of the longest picture that may come."""
         size_ids = self.vocabulary.size_ids(request.picture_size)
         self._asked_size: tuple[Ranges, ...] = tuple(((token, token + 1),) for token in size_ids)
         self.generator = torch.Generator().manual_seed(request.seed)
@@ -119,8 +133,10 @@ class Row:
         return tuple(one for one in ranges if one != (begin, begin + 1))
 
     def most_to_come(self) -> int:
-        """Returns how many ids the row may still have at most."""
-        open_picture = self.picture_length - (len(self.ids) - self._begun) if self.state.inside else 0
+        """Returns how many positions the row may still have at most."""
+        num_codes = self.state.num_codes
+        begun = len(self.ids) - self._begun - num_codes + num_codes // self.codes_per_position
+        open_picture = self.picture_length - begun if self.state.inside else 0
         later = self.pictures_left * self.picture_length + self.text_left
         return 0 if self.ended else min(self.room, open_picture + later)
 
@@ -128,7 +144,8 @@ class Row:
         """Appends an id, after which the row may have ended."""
         before, self.state = self.state, self.grammar.advance(self.state, token)
         self.ids.append(token)
-        self.room -= 1
+        if before.num_codes % self.codes_per_position == 0:  # not a further code of a position
+            self.room -= 1
         if token == self.vocabulary.begin_picture:
             self.pictures_left -= 1
             self._begun = len(self.ids) - 1
@@ -142,6 +159,11 @@ class Row:
             self._end("eos")
         elif not self.state.inside and min(self.text_left, self.room) < 1:
             self._end("limit")
+
+    def newest(self) -> list[int]:
+        """Returns the ids at the newest position; none if there is none yet."""
+        is_code = bool(self.ids) and self.ids[-1] >= self.vocabulary.control_range[1]
+        return self.ids[-self.codes_per_position if is_code else -1 :]
 
     def fail(self) -> None:
         """Ends the row before the picture that it may be in."""

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from rebus.model.cached_llama import CachedLlama
 from rebus.model.cached_rows import CachedRows
+from rebus.model.cached_visual import CachedVisual, VisualModel
 from rebus.model.continuation import Continuation, Decoding, Event, Request, Row
 from rebus.model.grammar import Grammar, Ranges
-from rebus.model.guidance import Guidance
 from rebus.model.llama_parts import llama_parts
+from rebus.model.picture_positions import num_positions
 from rebus.model.speculation import Speculation
 from rebus.model.token_reduction import prompt_row
 from rebus.tokenizers.vocabulary import Vocabulary
@@ -30,10 +31,11 @@ MAX_CACHE_BYTES = 4 * 2**30
 
 
 class Engine:
-    """A stock language model, arranged for decoding.
+    """A language model, arranged for decoding.
 
     Args:
-        model: whose weights to use: a Llama, or one built like it (``llama_parts.py``).
+        model: whose weights to use: a stock Llama, or one built like it (``llama_parts.py``); or one that reads and
+            writes a picture position by position (``visual_llama.py``), in torch alone.
         vocabulary: that it was made for.
         native: whether to decode in C++ where that can be.
         int8: whether to round matrices to 8 bits, and to decode in torch: less to read, where there is no compiler.
@@ -42,19 +44,28 @@ class Engine:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        model: "PreTrainedModel | VisualModel",
         vocabulary: Vocabulary,
         *,
         native: bool = True,
         int8: bool = False,
         max_cache_bytes: int = MAX_CACHE_BYTES,
     ):
-        if model.config.vocab_size != vocabulary.size:
-            raise ValueError(f"model must have the vocabulary's {vocabulary.size} ids, got {model.config.vocab_size}")
         self.vocabulary = vocabulary
         self.grammar = Grammar(vocabulary)
-        self.device = model.lm_head.weight.device
-        self.body = CachedLlama(llama_parts(model), native=native, int8=int8)
+        self.visual: CachedVisual | None = None
+        if isinstance(model, VisualModel):
+            if model.vocabulary != vocabulary:
+                raise ValueError(f"model must be made for {vocabulary}, got one for {model.vocabulary}")
+            self.body = CachedLlama(model.decoding_parts(), native=False, int8=int8)
+            self.visual = CachedVisual(model, self.body)
+        else:
+            size = model.config.vocab_size
+            if size != vocabulary.size:
+                raise ValueError(f"model must have the vocabulary's {vocabulary.size} ids, got {size}")
+            self.body = CachedLlama(llama_parts(model), native=native, int8=int8)
+        self.codes_per_position = 1 if self.visual is None else len(vocabulary.layout.streams)
+        self.device = self.body.parts.head.device
         self.max_cache_bytes = max_cache_bytes
         self._known: CachedRows | None = None
 
@@ -68,14 +79,14 @@ class Engine:
             requests: one for each row.
             decoding: how they are continued.
             keep: whether the keys and values stay in memory until the next call, so that it need not read again what
-                its prompts have in common with these rows, as the next turn of a chat has.
+                its prompts have in common with these rows, as the next turn of a chat has. Only of a stock model.
 
         Raises:
             ValueError: if there are no requests, a prompt is empty or leaves no room, its branches are not those that
-                guidance asks for, a picture is to start where none may be or to have a size that none may have, or the
-                batch needs too much memory.
+                guidance asks for, a picture is to start where none may be or to have a size that none may have, the
+                model cannot do what is asked for, or the batch needs too much memory.
         """
-        rows = self._rows(requests, decoding.guidance)
+        rows = self._rows(requests, decoding)
         for _ in self._decode(rows, requests, decoding, keep):
             pass
         return [Continuation(row.ids, row.ended) for row in rows if row.ended]
@@ -96,7 +107,7 @@ class Engine:
         """
         if preview_every is not None and preview_every < 1:
             raise ValueError(f"preview_every must be at least 1, got {preview_every}")
-        rows = self._rows(requests, decoding.guidance)
+        rows = self._rows(requests, decoding)
         steps = self._decode(rows, requests, decoding, keep, preview_every)
         return (event for _ in steps for row in rows for event in row.news())
 
@@ -114,7 +125,11 @@ class Engine:
         """
         longest = max(map(len, texts))
         padded = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.device)
-        cache = self.body.start(prompts, max(map(len, prompts)) + longest)
+        num_slots = max(map(len, prompts)) + longest
+        if self.visual is None:
+            cache = self.body.start(prompts, num_slots)
+        else:
+            cache = self.visual.start(prompts, [()] * len(prompts), num_slots)
         columns = []
         for ids in padded.split(1, dim=1):
             logits = self.body.logits(cache.last, 0, self.vocabulary.control_range[1])
@@ -122,11 +137,15 @@ class Engine:
             cache.read(ids.contiguous())
         return [row[: len(text)] for row, text in zip(torch.cat(columns, dim=1), texts, strict=True)]
 
-    def _rows(self, requests: Sequence[Request], guidance: Guidance) -> list[Row]:
+    def _rows(self, requests: Sequence[Request], decoding: Decoding) -> list[Row]:
         """Returns a row for each request, once all of them are seen to be right."""
         if not requests:
             raise ValueError("requests must be at least one, got none")
-        rows = []
+        if self.visual is not None:
+            self.visual.check(requests, decoding)
+        elif any(request.features for request in requests):
+            raise ValueError("features must be left out for a stock model, which reads codes, got some")
+        guidance, rows = decoding.guidance, []
         for index, request in enumerate(requests):
             if len(request.others) != guidance.num_others:
                 got = f"{len(request.others)} for row {index}"
@@ -134,14 +153,19 @@ class Engine:
             if request.start_picture and request.num_pictures < 1:
                 got = request.num_pictures
                 raise ValueError(f"num_pictures must be at least 1 to start with a picture, got {got}")
-            lengths = [len(prompt) for prompt in (request.prompt, *request.others)]
-            picture_length = self.vocabulary.picture_length(request.picture_size)  # refuses a size that none may have
+            lengths = [self._num_positions(prompt) for prompt in (request.prompt, *request.others)]
+            size = request.picture_size  # one that no picture may have is refused here
+            picture_length = self.vocabulary.picture_length(size, self.codes_per_position)
             most = self.body.parts.max_positions - (picture_length if request.start_picture else 1)
             for length in lengths:
                 if not 1 <= length <= most:
                     raise ValueError(f"a prompt must have 1 to {most} ids, got {length}")
-            rows.append(Row(index, self.grammar, request, self.body.parts.max_positions - max(lengths)))
+            room = self.body.parts.max_positions - max(lengths)
+            rows.append(Row(index, self.grammar, request, room, codes_per_position=self.codes_per_position))
         return rows
+
+    def _num_positions(self, ids: Sequence[int]) -> int:
+        return len(ids) if self.visual is None else num_positions(ids, self.vocabulary)
 
     @torch.inference_mode()
     def _decode(
@@ -170,17 +194,20 @@ class Engine:
             for index, ids in enumerate(cache.ids):  # the newest id of a row may not have been read
                 row = index % len(rows)
                 cache.ids[index] = [*ids, *rows[row].ids[given[row] :]][:-1]
-            self._known = cache if keep and decoding.reduction is None else None
+            self._known = cache if keep and decoding.reduction is None and self.visual is None else None
 
     def _read_prompts(self, rows: list[Row], requests: Sequence[Request], decoding: Decoding) -> CachedRows:
         """Returns a batch of all branches, those of the rows' own prompts first, that has read the prompts."""
         branches = zip(*((request.prompt, *request.others) for request in requests), strict=True)
         prompts = [[*prompt, *row.ids] for branch in branches for prompt, row in zip(branch, rows, strict=True)]
-        num_slots = max(map(len, prompts)) + max(row.most_to_come() for row in rows)
+        num_slots = max(map(self._num_positions, prompts)) + max(row.most_to_come() for row in rows)
         num_bytes = self.body.cache_bytes(len(prompts), num_slots)
         if num_bytes > self.max_cache_bytes:
             got = f"{num_bytes} for {len(prompts)} rows of {num_slots} ids"
             raise ValueError(f"the cache of a batch must be at most {self.max_cache_bytes} bytes, got {got}")
+        if self.visual is not None:
+            features = [request.features for request in requests] * (len(prompts) // len(requests))
+            return self.visual.start(prompts, features, num_slots)
         if decoding.reduction is None:
             return self.body.start(prompts, num_slots, self._known)
         embeddings, reduction = self.body.parts.embeddings, decoding.reduction
@@ -192,6 +219,8 @@ class Engine:
 
     def _read_newest(self, rows: list[Row], cache: CachedRows) -> None:
         """Lets every branch of each row read its newest id; rows that have ended read whatever they ended with."""
+        if self.visual is not None:
+            return self.visual.read([row.newest() or [0] for row in rows], cache)
         ids = torch.tensor([row.ids[-1] if row.ids else 0 for row in rows], device=self.device)
         cache.read(ids.repeat(len(cache.ids) // len(rows)).unsqueeze(1))
 
@@ -261,6 +290,9 @@ class Engine:
                 weights = decoding.guidance.weights(row.state.num_codes, num_codes) if num_codes else (1.0,)
                 alike.setdefault((ranges, weights), []).append(row)
         for (ranges, weights), together in alike.items():
+            if self.visual is not None and ranges[0][0] >= self.vocabulary.control_range[1]:
+                self.visual.extend(together, hidden, len(rows), weights, decoding.picture)
+                continue
             if ranges[-1][1] - ranges[0][0] == 1:  # nothing to choose
                 for row in together:
                     row.take(ranges[0][0])

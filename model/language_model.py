@@ -49,8 +49,12 @@ class LanguageModelConfig:
 
     def build(self, vocabulary: Vocabulary, generator: torch.Generator) -> LlamaForCausalLM:
         """Builds the model with fresh weights: matrices and embeddings are normal with deviation 0.02."""
+        return self.build_llama(vocabulary, vocabulary.size, generator)
+
+    def build_llama(self, vocabulary: Vocabulary, num_ids: int, generator: torch.Generator) -> LlamaForCausalLM:
+        """Builds one with fresh weights for the first ids of a vocabulary."""
         config = LlamaConfig(
-            vocab_size=vocabulary.size,
+            vocab_size=num_ids,
             hidden_size=self.dim,
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
@@ -63,10 +67,15 @@ class LanguageModelConfig:
             pad_token_id=vocabulary.pad,
         )
         model = LlamaForCausalLM(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=INIT_STD, generator=generator)
+        start_matrices(model, generator)
         return model
+
+
+def start_matrices(module: nn.Module, generator: torch.Generator) -> None:
+    """Gives all matrices and embeddings fresh weights, normal with deviation 0.02."""
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=INIT_STD, generator=generator)
 
 
 def place_codes(
@@ -125,10 +134,11 @@ def language_batch(packed: PackedBatch, vocabulary: Vocabulary) -> LanguageBatch
         places = ((following >= start) & (following < stop)).nonzero().squeeze(1)
         heads.append(HeadTargets(places, following[places] - start, start, stop))
     num_targets = torch.tensor([len(head.places) for head in heads], dtype=torch.float32)
-    return LanguageBatch(packed, _document_lengths(packed.documents), tuple(heads), num_targets)
+    return LanguageBatch(packed, document_lengths(packed.documents), tuple(heads), num_targets)
 
 
-def _document_lengths(documents: Int[Tensor, "rows length"]) -> tuple[int, ...]:
+def document_lengths(documents: Int[Tensor, "rows length"]) -> tuple[int, ...]:
+    """Returns the lengths of the documents, rows laid end to end; the padding of a row counts as one."""
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     edges = starts.flatten().nonzero().squeeze(1).tolist()
@@ -157,13 +167,19 @@ def loss(model: LlamaForCausalLM, batch: LanguageBatch) -> tuple[Float[Tensor, "
 
 def _body(model: LlamaForCausalLM, batch: LanguageBatch) -> Float[Tensor, "positions dim"]:
     """Returns what the stock body makes of all rows, laid end to end."""
-    packed, extra = batch.packed, {}
-    if model.config._attn_implementation == DOCUMENT_ATTENTION:
-        extra["document_lengths"] = batch.document_lengths
-    else:
-        extra["attention_mask"] = document_mask(packed.documents)
-    output = model.model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **extra)
+    packed = batch.packed
+    attention = attention_options(model, packed.documents, batch.document_lengths)
+    output = model.model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **attention)
     return rearrange(output.last_hidden_state, "rows length dim -> (rows length) dim")
+
+
+def attention_options(
+    model: LlamaForCausalLM, documents: Int[Tensor, "rows length"], lengths: tuple[int, ...]
+) -> dict[str, Any]:
+    """Returns what tells the blocks of a model which documents there are, as its attention wants it."""
+    if model.config._attn_implementation == DOCUMENT_ATTENTION:
+        return {"attention_mask": None, "document_lengths": lengths}
+    return {"attention_mask": document_mask(documents)}
 
 
 def document_attention(

@@ -80,6 +80,10 @@ class LlamaParts:
     """By which embeddings are multiplied before the first block."""
     activation: str
     """Of the feed-forward layers' gates: ``silu`` or ``gelu_pytorch_tanh``."""
+    vision_blocks: frozenset[int] = frozenset()
+    """Blocks that change positions of pictures only; stock models have none."""
+    vision_norm: Float[Tensor, " dim"] | None = None
+    """The final norm of positions of pictures, where it is another."""
 
     @property
     def max_positions(self) -> int:

@@ -93,14 +93,18 @@ class Vocabulary:
         """Code ids of one whole picture, of the largest if there are several sizes."""
         return self.layout.num_positions * len(self.layout.streams)
 
-    def picture_length(self, size: Grid | None = None) -> int:
-        """Returns the ids of a whole picture of a size, or of the largest, with its control and size tokens.
+    def picture_length(self, size: Grid | None = None, codes_per_position: int = 1) -> int:
+        """Returns what a whole picture takes up in a sequence, with its control and size tokens.
+
+        Args:
+            size: of the picture; the largest by default.
+            codes_per_position: 1 where every id has a position of its own.
 
         Raises:
             ValueError: if no picture has that size.
         """
         num_codes = self.layout.num_positions_of(size) * len(self.layout.streams)
-        return num_codes + (4 if self.layout.grids else 2)
+        return num_codes // codes_per_position + (4 if self.layout.grids else 2)
 
     @cached_property
     def _code_ranges(self) -> tuple[tuple[int, int], ...]:
