@@ -276,7 +276,7 @@ def test_log_likelihoods_are_those_of_a_whole_pass():
 
 
 def test_positions_are_counted_not_ids():
-    """Of 61 positions a prompt of 40 ids leaves room for two pictures of 8; flat, with 14 ids each, it would not."""
+    """The prompt leaves 17 of 61 positions, room for two pictures of 8; flat, not even one of 14 ids would fit."""
     model = built(OPTIONS["rows, parallel"], TWO)
     prompt = [TWO.bos, *picture(TWO, 0), *picture(TWO, 1), *[5] * 27]  # 44 positions, 56 ids
     asked = Request(prompt=prompt, max_text_tokens=50, num_pictures=9, start_picture=True, seed=3)
