@@ -58,7 +58,7 @@ def codes_per_pass(engine: Engine, prompt: list[int], other: list[int], decoding
     begin, num_codes = engine.vocabulary.begin_picture, engine.vocabulary.num_codes
     branches = [prompt, other][: 1 + decoding.guidance.num_others]
     cache = engine.body.start([[*ids, begin] for ids in branches], len(prompt) + num_codes + decoding.guesses + 1)
-    speculation = engine.speculation(cache, decoding, torch.Generator().manual_seed(0), num_codes)
+    speculation = engine.spans.speculation(cache, decoding, torch.Generator().manual_seed(0), num_codes)
     speculation.draw([engine.vocabulary.code_range(0)[0]] * num_codes, 0)
     return num_codes / speculation.num_passes
 

@@ -69,6 +69,7 @@ class CachedVisual:
             ValueError: for guesses, reduction, a repetition penalty on codes, or features that fit no picture.
         """
         refused = [("guesses", decoding.guesses, 0), ("reduction", decoding.reduction, None)]
+        refused += [("by_level", decoding.by_level, False)]
         refused += [("repetition_penalty of pictures", decoding.picture.repetition_penalty, 1.0)]
         for name, got, allowed in refused:
             if got != allowed:

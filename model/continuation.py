@@ -55,6 +55,8 @@ class Decoding:
     guesses: int = 0
     """Codes that are guessed ahead and read in one pass, where a batch has one row and codes have one stream
     (``speculation.py``): the codes are others then, from the same distribution."""
+    by_level: bool = False
+    """Whether the codes of a level are drawn in one pass (``levels.py``), wherever all rows are at the same one."""
     reduction: TokenReduction | None = None
     """Of the pictures in prompts that the user shows."""
 

@@ -34,6 +34,8 @@ class DrawingSettings:
     """Only codes at least this probable beside the likeliest."""
     guesses: int = 0
     """Codes that are guessed ahead and read in one pass where only one draft is drawn (``speculation.py``)."""
+    by_level: bool = False
+    """Whether codes are drawn a level at once, by a model that has learned to (``levels.py``)."""
     best_of: int = 1
     """Drafts of each picture, of which the model keeps the one in which it best reads the prompt (``drafts.py``)."""
     steps: int = 4
@@ -54,7 +56,13 @@ class DrawingSettings:
             stop=self.guidance_stop,
         )
         picture = Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
-        return Decoding(text=Sampling(temperature=0.0), picture=picture, guidance=guidance, guesses=self.guesses)
+        return Decoding(
+            text=Sampling(temperature=0.0),
+            picture=picture,
+            guidance=guidance,
+            guesses=self.guesses,
+            by_level=self.by_level,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

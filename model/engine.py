@@ -9,18 +9,17 @@ from itertools import cycle, pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from rebus.model.cached_llama import CachedLlama
 from rebus.model.cached_rows import CachedRows
 from rebus.model.cached_visual import CachedVisual, VisualModel
+from rebus.model.code_spans import CodeSpans
 from rebus.model.continuation import Continuation, Decoding, Event, Request, Row
 from rebus.model.grammar import Grammar, Ranges
 from rebus.model.llama_parts import llama_parts
 from rebus.model.picture_positions import num_positions
-from rebus.model.speculation import Speculation
 from rebus.model.token_reduction import prompt_row
 from rebus.tokenizers.vocabulary import Vocabulary
 
@@ -65,6 +64,7 @@ class Engine:
                 raise ValueError(f"model must have the vocabulary's {vocabulary.size} ids, got {size}")
             self.body = CachedLlama(llama_parts(model), native=native, int8=int8)
         self.codes_per_position = 1 if self.visual is None else len(vocabulary.layout.streams)
+        self.spans = CodeSpans(self.body, self.grammar)
         self.device = self.body.parts.head.device
         self.max_cache_bytes = max_cache_bytes
         self._known: CachedRows | None = None
@@ -141,6 +141,8 @@ class Engine:
         """Returns a row for each request, once all of them are seen to be right."""
         if not requests:
             raise ValueError("requests must be at least one, got none")
+        if decoding.by_level and not self.vocabulary.layout.levels:
+            raise ValueError("by_level must be False for codes without levels, got True")
         if self.visual is not None:
             self.visual.check(requests, decoding)
         elif any(request.features for request in requests):
@@ -181,7 +183,7 @@ class Engine:
         given = [len(row.ids) for row in rows]
         try:
             while any(row.legal() for row in rows):
-                if not self._draw_codes(rows, cache, decoding, preview_every):
+                if not self.spans.draw(rows, cache, decoding, preview_every):
                     self._extend(rows, cache.last, decoding)
                     if any(row.legal() for row in rows):
                         self._read_newest(rows, cache)
@@ -223,63 +225,6 @@ class Engine:
             return self.visual.read([row.newest() or [0] for row in rows], cache)
         ids = torch.tensor([row.ids[-1] if row.ids else 0 for row in rows], device=self.device)
         cache.read(ids.repeat(len(cache.ids) // len(rows)).unsqueeze(1))
-
-    def _draw_codes(self, rows: list[Row], cache: CachedRows, decoding: Decoding, most: int | None) -> bool:
-        """Lets the rows draw and read the codes to come at once, if that can be: where every row is at the same one.
-
-        Returns whether it was so.
-        """
-        places = {row.state for row in rows if row.legal()}
-        state = places.pop()
-        ranges = () if places else self.grammar.codes_to_come(state)[:most]
-        if not ranges or decoding.picture.repetition_penalty != 1:
-            return False
-        if decoding.guesses and len(rows) == len(self.vocabulary.layout.streams) == 1:
-            self._guess_codes(rows[0], cache, decoding, ranges)
-            return True
-        if not cache.is_native:
-            return False
-        first, num_codes = state.num_codes, self.grammar.num_picture_codes(state)
-        weights = [decoding.guidance.weights(code, num_codes) for code in range(first, first + len(ranges))]
-        uniforms = torch.stack([torch.rand(len(ranges), generator=row.generator) for row in rows], dim=1)
-        codes = cache.draw(ranges, torch.tensor(weights), decoding.picture, uniforms)
-        for row, chosen in zip(rows, codes.T.tolist(), strict=True):
-            for token in chosen:
-                if row.legal():
-                    row.take(token) if token >= 0 else row.fail()
-        return True
-
-    def _guess_codes(self, row: Row, cache: CachedRows, decoding: Decoding, ranges: Ranges) -> None:
-        """Lets the only row draw and read codes, several in a pass."""
-        starts, num_codes = [start for start, _ in ranges], self.grammar.num_picture_codes(row.state)
-        try:
-            codes = self.speculation(cache, decoding, row.generator, num_codes).draw(starts, row.state.num_codes)
-        except ArithmeticError:
-            return row.fail()
-        for code, start in zip(codes, starts, strict=True):
-            row.take(start + code)
-
-    def speculation(
-        self, cache: CachedRows, decoding: Decoding, generator: torch.Generator, num_codes: int
-    ) -> Speculation:
-        """Returns what guesses the codes of one stream ahead, for one row whose branches are those of a cache.
-
-        Args:
-            cache: has read all that comes before the codes.
-            decoding: how they are drawn.
-            generator: of all random draws.
-            num_codes: codes of the whole picture.
-        """
-        start, stop = self.vocabulary.code_range(0)
-
-        def logits(hidden: Float[Tensor, "branches codes dim"], first: int) -> Float[Tensor, "codes ids"]:
-            places = range(first, first + hidden.shape[1])
-            weights = [decoding.guidance.weights(place, num_codes) for place in places]
-            each = self.body.logits(rearrange(hidden, "branches codes dim -> (branches codes) dim"), start, stop)
-            branches = rearrange(each, "(branches codes) ids -> branches codes ids", branches=len(hidden))
-            return einsum(branches, torch.tensor(weights).to(each), "branches codes ids, codes branches -> codes ids")
-
-        return Speculation(cache, logits, decoding.picture, generator, decoding.guesses)
 
     def _extend(self, rows: list[Row], hidden: Float[Tensor, "batch dim"], decoding: Decoding) -> None:
         """Gives every row that has not ended its next id."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
@@ -121,6 +121,8 @@ class LanguageBatch:
     heads: tuple[HeadTargets, ...]
     num_targets: Float[Tensor, " heads"]
     """By which each part's loss is divided: its targets, or their mean over the processes that share a step."""
+    mask: Bool[Tensor, "rows 1 length length"] | None = None
+    """Where positions may look, if not at all that is before them in their document."""
 
 
 def language_batch(packed: PackedBatch, vocabulary: Vocabulary) -> LanguageBatch:
@@ -168,7 +170,11 @@ def loss(model: LlamaForCausalLM, batch: LanguageBatch) -> tuple[Float[Tensor, "
 def _body(model: LlamaForCausalLM, batch: LanguageBatch) -> Float[Tensor, "positions dim"]:
     """Returns what the stock body makes of all rows, laid end to end."""
     packed = batch.packed
-    attention = attention_options(model, packed.documents, batch.document_lengths)
+    if batch.mask is None:
+        attention = attention_options(model, packed.documents, batch.document_lengths)
+    else:
+        assert model.config._attn_implementation != DOCUMENT_ATTENTION
+        attention = {"attention_mask": batch.mask}
     output = model.model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **attention)
     return rearrange(output.last_hidden_state, "rows length dim -> (rows length) dim")
 

@@ -124,7 +124,7 @@ def spied(engine, asked, guidance):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "logits", logits)
-        patch.setattr(engine, "_draw_codes", lambda *_: False)
+        patch.setattr(engine.spans, "draw", lambda *_: False)
         return engine.generate(asked, Decoding(guidance=guidance, text=FREE)), seen
 
 
@@ -153,7 +153,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(engine):
 def test_codes_drawn_at_once_are_those_drawn_one_by_one(engine, monkeypatch, picture):
     settings = {"picture": picture, "start_picture": True, "num_pictures": 1}
     at_once = [generate(engine, rows, **settings) for rows in ([0, 1, 2], [2])]
-    monkeypatch.setattr(engine, "_draw_codes", lambda *_: False)
+    monkeypatch.setattr(engine.spans, "draw", lambda *_: False)
     assert at_once == [generate(engine, rows, **settings) for rows in ([0, 1, 2], [2])]
     assert at_once[0][2] == at_once[1][0]
 

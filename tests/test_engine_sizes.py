@@ -128,7 +128,7 @@ def test_logits_are_those_of_whole_passes_of_transformers(model, engine, monkeyp
 
     monkeypatch.setattr(engine, "_extend", extend)
     monkeypatch.setattr(engine, "logits", logits)
-    monkeypatch.setattr(engine, "_draw_codes", lambda *_: False)
+    monkeypatch.setattr(engine.spans, "draw", lambda *_: False)
     done = engine.generate(MIXED, DECODING)
     expected = [expected_logits(model, *pair) for pair in zip(MIXED, done, strict=True)]
     scored = {VOCABULARY.size_range: 0, VOCABULARY.code_range(0): 0, VOCABULARY.text_range: 0}
@@ -174,7 +174,7 @@ def test_codes_are_drawn_at_once_only_where_all_rows_are_at_the_same_one_of_the_
     assert drawn == ([32] if engine.body.native else [])
     engine.generate(unlike, DECODING)  # as many codes, but of another size
     assert len(drawn) == (engine.body.native is not None)
-    monkeypatch.setattr(engine, "_draw_codes", lambda *_: False)
+    monkeypatch.setattr(engine.spans, "draw", lambda *_: False)
     assert engine.generate(alike, DECODING) == at_once
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rebus.data.emoji import EmojiPack
+from rebus.tokenizers.layouts import NestedQueriesConfig
 from rebus.train import language_stage, pretrain, sft
 from rebus.train import tokenizer as tokenizer_stage
 from rebus.train.loop import train
@@ -55,6 +56,19 @@ def test_pretraining_learns_and_plain_transformers_opens_what_it_exports(pretrai
     tokenizer = AutoTokenizer.from_pretrained(pretrained / "export")
     assert model.dtype == torch.bfloat16
     assert torch.isfinite(model(torch.tensor([tokenizer("a cat")["input_ids"]])).logits).all()
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_draw_by_level_where_there_are_levels(pack, image_tokenizer, tmp_path):
+    nested = replace(tokenizer_stage.tiny().tokenizer, layout=NestedQueriesConfig(depth=1, num_heads=2))
+    torch.manual_seed(0)
+    nested.build().save(tmp_path / "nested")
+    config = replace(config_of(tmp_path / "nested", tmp_path / "run"), by_level=True)
+    assert train(pretrain.pretrain_stage(config, pack), config.run, config.optim, config)
+    course = losses(tmp_path / "run")
+    assert course[-1] < 0.85 * course[0] and (tmp_path / "run" / "samples" / "drawn.png").is_file()
+    with pytest.raises(ValueError, match="by_level must be False for an image tokenizer without levels, got True"):
+        pretrain.pretrain_stage(replace(config, image_tokenizer=image_tokenizer), pack)
 
 
 def test_the_word_of_a_sign_is_spelled_letter_by_letter(pack):

@@ -1,6 +1,7 @@
 """Layouts: which positions a picture's codes take, and how features reach them."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +90,9 @@ class NestedQueries(nn.Module):
         self.transformer = Transformer(dim, depth, num_heads, has_norm=False)
 
     def code_layout(self, streams: tuple[Stream, ...]) -> CodeLayout:
-        """Returns the contract that the codes of this layout meet."""
-        return CodeLayout(kind="sequence", num_positions=self.num_queries, streams=streams, prefix_decodable=True)
+        """Returns the contract that the codes of this layout meet; a level ends where training cuts."""
+        levels = tuple(stop - start for start, stop in pairwise((0, *self._prefixes())))
+        return CodeLayout("sequence", self.num_queries, streams, prefix_decodable=True, levels=levels)
 
     def forward(self, features: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch positions dim"]:
         """Returns the features of each query."""
@@ -100,9 +102,13 @@ class NestedQueries(nn.Module):
 
     def draw_lengths(self, batch: int, generator: torch.Generator) -> Int[Tensor, " batch"]:
         """Returns how many positions a training step keeps of each picture: a power of two, or all, at even odds."""
-        powers = [2**power for power in range(self.num_queries.bit_length()) if 2**power >= self.shortest_prefix]
-        choices = torch.tensor([*(power for power in powers if power < self.num_queries), self.num_queries])
+        choices = torch.tensor(self._prefixes())
         return choices[torch.randint(len(choices), (batch,), generator=generator)]
+
+    def _prefixes(self) -> list[int]:
+        """Returns the numbers of positions that training may keep."""
+        powers = [2**power for power in range(self.num_queries.bit_length()) if 2**power >= self.shortest_prefix]
+        return [*(power for power in powers if power < self.num_queries), self.num_queries]
 
     def _pool(self, features: Tensor) -> Tensor:
         cells = rearrange(features, "b (h w) d -> b d h w", h=self.grid[0])

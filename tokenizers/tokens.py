@@ -43,6 +43,8 @@ class CodeLayout:
     """Whether the first positions alone are a picture, as in a nested sequence."""
     grids: tuple[Grid, ...] = ()
     """Those of which each picture has one, ascending, if there are several; two may have as many cells."""
+    levels: tuple[int, ...] = ()
+    """Positions of each level of a sequence, coarse to fine, if a level needs to know only of those before it."""
 
     def __post_init__(self):
         if self.num_positions < 1:
@@ -50,6 +52,9 @@ class CodeLayout:
         names = [stream.name for stream in self.streams]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"streams must be at least one and have distinct names, got {names}")
+        if self.levels and (self.kind == "grid" or min(self.levels) < 1 or sum(self.levels) != self.num_positions):
+            got = f"{self.levels} in a {self.kind}"
+            raise ValueError(f"levels must share out the {self.num_positions} positions of a sequence, got {got}")
         if self.kind == "sequence" and self.sizes:
             raise ValueError(f"grid must be None for a sequence, got {self.grid or self.grids}")
         if self.kind == "grid" and self.grids:
@@ -92,11 +97,11 @@ class CodeLayout:
             raise ValueError(f"pictures of {part} must all have one size, got the sizes {self.grids}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON; ``grids`` is among them only if there are several."""
+        """Returns plain values for JSON; ``grids`` and ``levels`` are among them only if there are several."""
         values = {**asdict(self), "streams": [asdict(stream) for stream in self.streams]}
         values["grid"] = None if self.grid is None else list(self.grid)
-        grids = [list(grid) for grid in values.pop("grids")]
-        return {**values, "grids": grids} if grids else values
+        several = {"grids": [list(grid) for grid in values.pop("grids")], "levels": list(values.pop("levels"))}
+        return values | {name: value for name, value in several.items() if value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CodeLayout":
@@ -104,7 +109,8 @@ class CodeLayout:
         streams = tuple(Stream(**stream) for stream in values["streams"])
         grid = None if values["grid"] is None else tuple(values["grid"])
         grids = tuple((rows, columns) for rows, columns in values.get("grids", ()))
-        return cls(**{**values, "streams": streams, "grid": grid, "grids": grids})
+        levels = tuple(values.get("levels", ()))
+        return cls(**{**values, "streams": streams, "grid": grid, "grids": grids, "levels": levels})
 
 
 def _num_cells(grid: Grid) -> int:

@@ -7,6 +7,7 @@ which spells the name of a code or of a control token stays text.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -92,6 +93,11 @@ class Vocabulary:
     def num_codes(self) -> int:
         """Code ids of one whole picture, of the largest if there are several sizes."""
         return self.layout.num_positions * len(self.layout.streams)
+
+    @cached_property
+    def level_starts(self) -> list[int]:
+        """The number of codes before each level, and of all."""
+        return [len(self.layout.streams) * start for start in accumulate(self.layout.levels, initial=0)]
 
     def picture_length(self, size: Grid | None = None, codes_per_position: int = 1) -> int:
         """Returns what a whole picture takes up in a sequence, with its control and size tokens.

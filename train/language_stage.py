@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 from rebus.data.emoji import EmojiPack
 from rebus.data.loading import PackedLoader
 from rebus.data.mini_concepts import mini_concepts
+from rebus.data.packing import PackedBatch
 from rebus.data.samples import Sample
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
@@ -23,6 +24,7 @@ from rebus.data.scenes import TASKS
 from rebus.model.continuation import Decoding, Request
 from rebus.model.engine import Engine
 from rebus.model.language_model import DOCUMENT_ATTENTION, LanguageBatch, language_batch, loss
+from rebus.model.levels import level_batch
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.tokens import Tokens
@@ -76,6 +78,7 @@ class LanguageStage:
         make_samples: tuple[Callable[[random.Random], Sample], Callable[[random.Random], Sample]],
         row_length: int,
         prompts: list[list[int]],
+        by_level: bool = False,
     ) -> None:
         """Takes a model and what feeds it.
 
@@ -87,9 +90,10 @@ class LanguageStage:
             make_samples: of the training, and held-out ones.
             row_length: ids of a row; whole samples are packed into it.
             prompts: ids after which the model draws a picture, to be looked at.
+            by_level: whether it learns to draw a level of codes at once, too.
 
         Raises:
-            ValueError: if the model has another vocabulary than the tokenizers.
+            ValueError: if the model has another vocabulary than the tokenizers, or there are no levels to learn.
         """
         self.vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
         if model.config.vocab_size != self.vocabulary.size:
@@ -98,8 +102,10 @@ class LanguageStage:
         trained_with = getattr(model.config, "image_tokenizer_hash", image_tokenizer.hash)  # a fresh one has none
         if trained_with != image_tokenizer.hash:
             raise ValueError(f"image_tokenizer must be {trained_with}, as in pretraining, got {image_tokenizer.hash}")
-        self.model = model
-        self.model.set_attn_implementation(DOCUMENT_ATTENTION)
+        if by_level and not image_tokenizer.layout.levels:
+            raise ValueError("by_level must be False for an image tokenizer without levels, got True")
+        self.model, self.by_level = model, by_level
+        self.model.set_attn_implementation("sdpa" if by_level else DOCUMENT_ATTENTION)
         self.text_tokenizer, self.image_tokenizer, self.prompts = text_tokenizer, image_tokenizer, prompts
         self.parts = {"image_tokenizer": image_tokenizer.hash, "text_tokenizer": text_tokenizer.hash}
         self.loaders = [
@@ -117,13 +123,16 @@ class LanguageStage:
 
     def batch(self, step: int, rank: int, world: int) -> LanguageBatch:
         """Returns this rank's rows of the step's batch, each a pure function of its number."""
-        batch = language_batch(self.loaders[0].batch(step, rank, world), self.vocabulary)
+        batch = self._with_targets(self.loaders[0].batch(step, rank, world))
         if world > 1:
             # Gradients are averaged over ranks as equals, so all divide by the same number of targets.
             numbers = batch.num_targets.to(self.model.device)
             distributed.all_reduce(numbers)
             batch.num_targets.copy_(numbers / world)
         return batch
+
+    def _with_targets(self, packed: PackedBatch) -> LanguageBatch:
+        return (level_batch if self.by_level else language_batch)(packed, self.vocabulary)
 
     def loss(self, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean loss of all targets, and that of text and codes by themselves."""
@@ -134,7 +143,7 @@ class LanguageStage:
         device = self.model.device
         rows = []
         for step in range(NUM_VALIDATION_BATCHES):
-            batch = language_batch(self.loaders[1].batch(step).to(device), self.vocabulary)
+            batch = self._with_targets(self.loaders[1].batch(step).to(device))
             rows.append(loss(self.model, batch)[1])
         return {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}
 
@@ -144,7 +153,7 @@ class LanguageStage:
             Request(prompt=prompt, max_text_tokens=0, num_pictures=1, start_picture=True, seed=seed)
             for seed, prompt in enumerate(self.prompts)
         ]
-        rows = Engine(self.model, self.vocabulary).generate(requests, Decoding())
+        rows = Engine(self.model, self.vocabulary).generate(requests, Decoding(by_level=self.by_level))
         codes = [self.vocabulary.unflatten(row.ids[1:-1]) for row in rows]
         pictures = self.image_tokenizer.decode(Tokens.cat(codes))
         sheet = (rearrange(pictures, "b c h w -> h (b w) c") * 255).round().byte()

@@ -32,6 +32,8 @@ class PretrainConfig:
     """The model."""
     row_length: int = 512
     """Ids of a row."""
+    by_level: bool = False
+    """Whether the model learns to draw a level of codes at once, too, where the image tokenizer has levels."""
     num_text_pieces: int = 2000
     """Pieces of the text tokenizer, which is trained first."""
     num_text_samples: int = 12_000
@@ -55,6 +57,7 @@ def pretrain_stage(config: PretrainConfig, pack: EmojiPack) -> LanguageStage:
         (samples.document, held_out.document),
         config.row_length,
         [[vocabulary.bos, *text_tokenizer.encode(caption)] for caption in held_out_captions(held_out)],
+        by_level=config.by_level,
     )
 
 

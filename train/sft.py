@@ -34,6 +34,8 @@ class SftConfig:
     """Exported image tokenizer that the language model was pretrained with."""
     row_length: int = 512
     """Ids of a row."""
+    by_level: bool = False
+    """Whether the model learns to draw a level of codes at once, too, where the image tokenizer has levels."""
 
 
 def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
@@ -57,6 +59,7 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         (samples.chat, held_out.chat),
         config.row_length,
         [render_prompt(request, text_tokenizer, vocabulary) for request in requests],
+        by_level=config.by_level,
     )
 
 
