@@ -149,6 +149,7 @@ def test_what_cannot_be_done_is_refused(flags, message, run, capsys, workplace):
     assert [path.name for path in workplace.iterdir()] == ["cat.png"]
 
 
+@pytest.mark.slow
 def test_the_command_itself_refuses_an_unknown_model(workplace):
     command = [sys.executable, str(ROOT / "chat.py"), "--prompt", "hello", "--model", "none"]
     environment = {**os.environ, "PYTHONWARNINGS": "error"}

@@ -66,7 +66,7 @@ def chi_squared(counts):
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_codes_are_distributed_as_those_drawn_one_by_one(window):
     counts, codes_per_pass = drawn(window, 1500)
     assert chi_squared(counts) < 63 + 4 * (2 * 63) ** 0.5  # 64 rows of codes: the mean and 4 deviations

@@ -140,6 +140,7 @@ def test_wrong_numbers(kind):
         AttendedCodes(num_codes=1, num_blocks=0)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_draws_the_curves(saved_model, tmp_path, capsys):
     plot = tmp_path / "curves.png"
     main(["--model", str(saved_model), "--limit", "7", "--plot", str(plot), "--json"])

@@ -110,6 +110,7 @@ def test_a_model_of_another_vocabulary_is_refused(pack, image_tokenizer, pretrai
         sft.sft_stage(replace(config, pretrained=tmp_path / "none"), pack)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_under_deepspeed_have_the_losses_of_one(image_tokenizer, pretrained, tmp_path):
     flags = ["--preset", "tiny", "--image_tokenizer", str(image_tokenizer), "--run.output", str(tmp_path)]
