@@ -3,7 +3,8 @@
 A model that both draws and reads needs no other to choose: each draft is shown to it with the request to describe it,
 and the draft wins in which it would tell most words of the prompt, each given those before it. Probabilities are added,
 not their logarithms, so that one word in which no draft can please it, such as an art style in which it never saw the
-thing, does not decide alone. Reading a draft costs a fraction of writing it.
+thing, does not decide alone. What it reads surely may still be no picture that it would draw, such as a heap of parts:
+so the likelihood of the codes after the prompt counts too, a little. Judging a draft costs a fraction of writing it.
 
 Source: Ramesh et al., "Zero-Shot Text-to-Image Generation", https://arxiv.org/abs/2102.12092, sec. 2.6.
 Differs: the model that drew chooses, where DALL-E has a contrastive model to rank its samples.
@@ -17,6 +18,9 @@ from rebus.data.samples import Message, Picture
 from rebus.model.engine import Engine
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.tokens import Tokens
+
+CODES_SHARE = 0.1
+"""By which the log-likelihood of a draft's codes is multiplied beside the words that are told of it (NOTES.md)."""
 
 
 def num_drafts(message: Message, best_of: int) -> int:
@@ -43,6 +47,16 @@ def read_back(
     texts = ["".join(part for part in message.parts if isinstance(part, str)) for message in messages]
     likelihoods = engine.log_likelihoods(shown, [text_tokenizer.encode(text)[:room] for text in texts])
     return [float(likelihood.exp().sum()) for likelihood in likelihoods]
+
+
+def likely_codes(
+    engine: Engine, text_tokenizer: TextTokenizer, drafts: Sequence[Tokens], messages: Sequence[Message]
+) -> list[float]:
+    """Returns the log-likelihood in nats of the codes of each draft after the message that asked for it."""
+    asked = [render_prompt([message], text_tokenizer, engine.vocabulary) for message in messages]
+    codes = [engine.vocabulary.flatten(draft) for draft in drafts]
+    prompts = [[*prompt, engine.vocabulary.begin_picture] for prompt in asked]
+    return engine.code_log_likelihoods(prompts, codes).sum(dim=1).tolist()
 
 
 def best_drafts(scores: Sequence[float], numbers: Sequence[int]) -> list[int]:

@@ -9,6 +9,7 @@ from itertools import cycle, pairwise
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -136,6 +137,32 @@ class Engine:
             columns.append(logits.log_softmax(dim=-1).gather(1, ids))
             cache.read(ids.contiguous())
         return [row[: len(text)] for row, text in zip(torch.cat(columns, dim=1), texts, strict=True)]
+
+    @torch.inference_mode()
+    def code_log_likelihoods(
+        self, prompts: Sequence[Sequence[int]], codes: Sequence[Sequence[int]]
+    ) -> Float[Tensor, "pictures codes"]:
+        """Returns the log-probability in nats of each code of a picture that follows a prompt, given those before it.
+
+        All are read in one pass. It is the probability among the codes of a stream, without guidance.
+
+        Args:
+            prompts: ids up to the first code; the pictures are of one size.
+            codes: ids of the codes of a picture for each prompt.
+        """
+        assert self.visual is None
+        cache = self.body.start(prompts, max(map(len, prompts)) + len(codes[0]))
+        ids, hidden = torch.tensor(codes, device=self.device), cache.last.unsqueeze(1)
+        if ids.shape[1] > 1:
+            cache.read(ids[:, :-1].contiguous())
+            hidden = torch.cat([hidden, cache.hidden], dim=1)
+        likelihoods, num_streams = torch.empty(ids.shape, device=self.device), len(self.vocabulary.layout.streams)
+        for stream in range(num_streams):
+            (start, stop), places = self.vocabulary.code_range(stream), slice(stream, None, num_streams)
+            logits = self.body.logits(rearrange(hidden[:, places], "rows codes dim -> (rows codes) dim"), start, stop)
+            each = logits.log_softmax(dim=-1).gather(1, ids[:, places].reshape(-1, 1) - start)
+            likelihoods[:, places] = rearrange(each, "(rows codes) 1 -> rows codes", rows=len(ids))
+        return likelihoods
 
     def _rows(self, requests: Sequence[Request], decoding: Decoding) -> list[Row]:
         """Returns a row for each request, once all of them are seen to be right."""

@@ -8,7 +8,7 @@ import torch
 from rebus.data.rendering import parse_parts, render_prompt
 from rebus.data.samples import Message, Picture
 from rebus.model.continuation import Decoding, Request
-from rebus.model.drafts import best_drafts, draft_seed, read_back
+from rebus.model.drafts import CODES_SHARE, best_drafts, draft_seed, likely_codes, read_back
 from rebus.model.drawing import DrawingSettings
 from rebus.model.engine import Engine
 from rebus.model.llama_weights import read_language_model
@@ -57,7 +57,9 @@ class Writer:
             drafts += drawn
             if max(numbers) > 1:
                 asked = [messages[index] for index, _ in batch]
-                scores += read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
+                told = read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
+                likely = likely_codes(self.engine, self.text_tokenizer, drawn, asked)
+                scores += [one + CODES_SHARE * other for one, other in zip(told, likely, strict=True)]
         best = best_drafts(scores or [0.0] * len(drafts), numbers)
         return Tokens.cat([drafts[index] for index in best])
 

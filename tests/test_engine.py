@@ -219,6 +219,18 @@ def test_log_likelihoods_are_those_of_one_whole_pass_of_transformers(model, engi
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+def test_likelihoods_of_codes_are_those_of_one_whole_pass_of_transformers(model, engine):
+    ranges = [VOCABULARY.code_range(code % 2) for code in range(12)]
+    codes = [[start + (5 * code + row) % (stop - start) for code, (start, stop) in enumerate(ranges)] for row in (0, 1)]
+    prompts = [[*ASKED[row], VOCABULARY.begin_picture] for row in (0, 1)]
+    own = engine.code_log_likelihoods(prompts, codes)
+    for prompt, row, got in zip(prompts, codes, own, strict=True):
+        logits = model(torch.tensor([[*prompt, *row]])).logits[0, len(prompt) - 1 : -1]
+        for one, code, (start, stop), value in zip(logits, row, ranges, got, strict=True):
+            expected = one[start:stop].log_softmax(-1)[code - start]
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-4)
+
+
 def test_bfloat16_draws_too(model):
     half = LanguageModelConfig(dim=48, num_layers=1, num_heads=6, num_kv_heads=6, ffn_dim=61, max_positions=96)
     engine = Engine(half.build(VOCABULARY, torch.Generator().manual_seed(0)).bfloat16(), VOCABULARY)

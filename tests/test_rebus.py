@@ -8,7 +8,7 @@ from PIL import Image
 
 from rebus.data.rendering import joined_parts, render_prompt
 from rebus.data.samples import Message, Picture
-from rebus.model.drafts import best_drafts, draft_seed
+from rebus.model.drafts import CODES_SHARE, best_drafts, draft_seed
 from rebus.model.drawing import DrawingSettings
 from rebus.model.rebus import Rebus
 from rebus.tokenizers.tokens import Tokens
@@ -101,7 +101,7 @@ def test_a_drawing_is_the_same_alone_and_in_a_batch(rebus):
     assert not torch.equal(together[0].tokens.ids, rebus.draw("a cat", seed=4)[0].tokens.ids)
 
 
-def test_of_several_drafts_the_one_is_kept_in_which_the_model_best_reads_the_prompt(rebus):
+def test_of_several_drafts_the_one_is_kept_in_which_the_model_reads_the_prompt_and_a_likely_picture(rebus):
     prompts, seeds = ["a cat", "two dogs on the left"], [3, 8]
     kept = rebus.draw(prompts, seed=seeds, best_of=5)
     chosen = []
@@ -110,7 +110,11 @@ def test_of_several_drafts_the_one_is_kept_in_which_the_model_best_reads_the_pro
         asked = [(Message("user", (Picture(tokens=draft), rebus.saved.caption_request)),) for draft in drafts]
         shown = [render_prompt(one, rebus.writer.text_tokenizer, rebus.saved.vocabulary) for one in asked]
         likely = rebus.writer.engine.log_likelihoods(shown, [rebus.writer.text_tokenizer.encode(prompt)] * 5)
-        told = [float(one.exp().sum()) for one in likely]
+        codes = [rebus.saved.vocabulary.flatten(draft) for draft in drafts]
+        asked_for = render_prompt([Message("user", (prompt,))], rebus.writer.text_tokenizer, rebus.saved.vocabulary)
+        prompts_of_codes = [[*asked_for, rebus.saved.vocabulary.begin_picture]] * 5
+        of_codes = rebus.writer.engine.code_log_likelihoods(prompts_of_codes, codes).sum(1).tolist()
+        told = [float(one.exp().sum()) + CODES_SHARE * other for one, other in zip(likely, of_codes, strict=True)]
         chosen.append(told.index(max(told)))
         assert torch.equal(drawing.tokens.ids, drafts[chosen[-1]].ids) and drawing.seed == seed
     assert any(chosen)
