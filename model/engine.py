@@ -104,7 +104,7 @@ class Engine:
             preview_every: codes after which the open pictures are told of; only when they are whole by default.
 
         Raises:
-            ValueError: as ``generate``, at once; for too much memory when the first event is asked for.
+            ValueError: as ``generate``, at once.
         """
         if preview_every is not None and preview_every < 1:
             raise ValueError(f"preview_every must be at least 1, got {preview_every}")
@@ -191,6 +191,7 @@ class Engine:
                     raise ValueError(f"a prompt must have 1 to {most} ids, got {length}")
             room = self.body.parts.max_positions - max(lengths)
             rows.append(Row(index, self.grammar, request, room, codes_per_position=self.codes_per_position))
+        self._num_slots(rows, _branches(rows, requests))  # refuses too many before any work
         return rows
 
     def _num_positions(self, ids: Sequence[int]) -> int:
@@ -227,13 +228,8 @@ class Engine:
 
     def _read_prompts(self, rows: list[Row], requests: Sequence[Request], decoding: Decoding) -> CachedRows:
         """Returns a batch of all branches, those of the rows' own prompts first, that has read the prompts."""
-        branches = zip(*((request.prompt, *request.others) for request in requests), strict=True)
-        prompts = [[*prompt, *row.ids] for branch in branches for prompt, row in zip(branch, rows, strict=True)]
-        num_slots = max(map(self._num_positions, prompts)) + max(row.most_to_come() for row in rows)
-        num_bytes = self.body.cache_bytes(len(prompts), num_slots)
-        if num_bytes > self.max_cache_bytes:
-            got = f"{num_bytes} for {len(prompts)} rows of {num_slots} ids"
-            raise ValueError(f"the cache of a batch must be at most {self.max_cache_bytes} bytes, got {got}")
+        prompts = _branches(rows, requests)
+        num_slots = self._num_slots(rows, prompts)
         if self.visual is not None:
             features = [request.features for request in requests] * (len(prompts) // len(requests))
             return self.visual.start(prompts, features, num_slots)
@@ -245,6 +241,19 @@ class Engine:
             for prompt, row in zip(prompts, cycle(rows), strict=False)
         ]
         return self.body.start_reduced(reduced, num_slots, reduction)
+
+    def _num_slots(self, rows: list[Row], prompts: list[list[int]]) -> int:
+        """Returns how many positions the longest row may come to have.
+
+        Raises:
+            ValueError: if the keys and values of so many take too much memory.
+        """
+        num_slots = max(map(self._num_positions, prompts)) + max(row.most_to_come() for row in rows)
+        num_bytes = self.body.cache_bytes(len(prompts), num_slots)
+        if num_bytes > self.max_cache_bytes:
+            got = f"{num_bytes} for {len(prompts)} rows of {num_slots} ids"
+            raise ValueError(f"the cache of a batch must be at most {self.max_cache_bytes} bytes, got {got}")
+        return num_slots
 
     def _read_newest(self, rows: list[Row], cache: CachedRows) -> None:
         """Lets every branch of each row read its newest id; rows that have ended read whatever they ended with."""
@@ -305,3 +314,9 @@ class Engine:
         for (_, gap), (after, _) in pairwise(ranges):
             logits[:, gap - start : after - start] = float("-inf")
         return logits
+
+
+def _branches(rows: list[Row], requests: Sequence[Request]) -> list[list[int]]:
+    """Returns what each row has to read first, branch by branch."""
+    branches = zip(*((request.prompt, *request.others) for request in requests), strict=True)
+    return [[*prompt, *row.ids] for branch in branches for prompt, row in zip(branch, rows, strict=True)]

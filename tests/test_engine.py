@@ -346,6 +346,8 @@ def test_requests_that_are_refused_before_any_work(model, engine):
     message = "the cache of a batch must be at most 20000 bytes, got [0-9]+ for 2 rows of [0-9]+ ids"
     with pytest.raises(ValueError, match=message):
         generate(small, [0])
+    with pytest.raises(ValueError, match=message):
+        small.stream(requests([0]), DECODING)
     assert generate(small, [0], guidance=UNGUIDED, others=[()], num_pictures=0, max_text_tokens=2)
 
 
