@@ -32,7 +32,7 @@ class CachedLlama:
         self.native = NativeLlama.of(parts) if native and not int8 else None
         # C++ has a copy of its own; where it reads the single ids, prompts are too few to be worth another.
         self._matrix = int8_matrix if int8 else packed_matrix if self.native is None else plain_matrix
-        self._matrices = tuple(block_matrices(block, self._matrix) for block in parts.blocks)
+        self._matrices = tuple(block_matrices(block, parts.norm_eps, self._matrix) for block in parts.blocks)
         self._heads: dict[tuple[int, int], Matrix] = {}
 
     def logits(self, hidden: Float[Tensor, "rows dim"], start: int, stop: int) -> Float[Tensor, "rows ids"]:

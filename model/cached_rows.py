@@ -4,7 +4,7 @@ Rows of any length share one batch: each ends at the same slot of the cache, sta
 counts its positions from there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rebus.model.llama_parts import LlamaBlock, LlamaParts
-from rebus.model.matrices import BlockMatrices
+from rebus.model.matrices import BlockMatrices, rms_norm
 from rebus.model.native_llama import NativeCache, NativeLlama
 from rebus.model.sampling import Sampling
 from rebus.model.token_reduction import AttendedCodes
@@ -27,6 +27,17 @@ class Drop(NamedTuple):
     reduction: AttendedCodes
     pictures: Sequence[Sequence[slice]]
     """Where each row has codes that may go, counted from its own start."""
+
+
+class BlockCache(NamedTuple):
+    """Keys and values of one block, as a reading sees them: views of those of all blocks, made for all at once."""
+
+    new_keys: Float[Tensor, "rows kv_heads length dim"]
+    """To be filled in."""
+    new_values: Float[Tensor, "rows kv_heads length dim"]
+    keys: Float[Tensor, "rows kv_heads slots dim"]
+    """Up to and with the new ones."""
+    values: Float[Tensor, "rows kv_heads slots dim"]
 
 
 class CachedRows:
@@ -133,27 +144,30 @@ class CachedRows:
         positions = positions.clamp(0, parts.max_positions - 1)  # padding and finished rows lie beyond
         turns = {rotary: rotary.turns(positions) for rotary in set(parts.rotary)}
         masks = {window: self._mask(slots, stop, window) for window in set(parts.windows)}
-        hidden = embeddings
+        hidden = embeddings.to(self.keys.dtype)
         if parts.embedding_scale != 1:
             hidden = hidden * torch.tensor(parts.embedding_scale, dtype=hidden.dtype)
         if is_vision is None:
             is_vision = torch.zeros_like(positions, dtype=torch.bool)
-        for index, (block, matrices) in enumerate(zip(parts.blocks, self.matrices, strict=True)):
+        blocks = zip(parts.blocks, self.matrices, self._block_caches(stop), strict=True)
+        for index, (block, matrices, cache) in enumerate(blocks):
             before = hidden
             if self.dropped is not None and index == self.num_blocks_that_see_all:
-                masks = {window: mask & ~self.dropped[:, None, None, :stop] for window, mask in masks.items()}
-            projected = matrices.query_key_value(self._normed(hidden, block.attention_norm))
+                hidden_slots = self.dropped[:, None, None, :stop]
+                masks = {window: mask.masked_fill(hidden_slots, -torch.inf) for window, mask in masks.items()}
+            projected = matrices.query_key_value(hidden).to(hidden.dtype)
             heads = self._heads(block, projected, turns[parts.rotary[index]])
-            attended = self._attend(index, *heads, masks[parts.windows[index]])
+            attended = self._attend(cache, *heads, masks[parts.windows[index]])
             if drop is not None and index + 1 == drop.reduction.num_blocks:
                 self._drop(drop, self._looked_at(index, heads[0][:, :, -1]))
             hidden = hidden + self._normed(matrices.output(attended), block.attended_norm)
-            gate, up = matrices.gate_up(self._normed(hidden, block.ffn_norm)).chunk(2, dim=-1)
+            gate, up = matrices.gate_up(hidden).chunk(2, dim=-1)
             gate = F.silu(gate) if parts.activation == "silu" else F.gelu(gate, approximate="tanh")
             hidden = hidden + self._normed(matrices.down(gate * up), block.ffn_output_norm)
             if index in parts.vision_blocks:
                 hidden = hidden.where(is_vision.unsqueeze(-1), before)
         self.num_read = stop
+        hidden = hidden.to(parts.embeddings.dtype)
         self.hidden = self._normed(hidden, parts.norm)
         if parts.vision_norm is not None:
             self.hidden = self._normed(hidden, parts.vision_norm).where(is_vision.unsqueeze(-1), self.hidden)
@@ -180,11 +194,8 @@ class CachedRows:
         return NativeCache(self.starts[:, 0], self.offsets[:, 0], self.num_read, self.keys, self.values)
 
     def _normed(self, values: Float[Tensor, "... dim"], factors: Float[Tensor, " dim"] | None) -> Tensor:
-        """Returns values over their root mean square times factors, in the factors' dtype; as they are without any."""
-        if factors is None:
-            return values
-        normed = F.rms_norm(values.to(factors.dtype), factors.shape, factors, self.parts.norm_eps)
-        return normed.to(values.dtype)
+        """Returns values over their root mean square times factors; as they are without any."""
+        return values if factors is None else rms_norm(values, factors, self.parts.norm_eps)
 
     def _heads(
         self, block: LlamaBlock, projected: Float[Tensor, "rows length width"], turns: tuple[Tensor, Tensor]
@@ -195,35 +206,41 @@ class CachedRows:
         heads = rearrange(
             projected, "rows length (heads dim) -> rows heads length dim", heads=num_turned + parts.num_kv_heads
         )
-        turning, values = heads[:, :num_turned], heads[:, num_turned:]
+        turning, values = heads.split((num_turned, parts.num_kv_heads), dim=1)
+        sizes = (parts.num_heads, parts.num_kv_heads)
         if block.query_norm is not None:
-            queries, keys = turning[:, : parts.num_heads], turning[:, parts.num_heads :]
+            queries, keys = turning.split(sizes, dim=1)
             normed = self._normed(queries, block.query_norm), self._normed(keys, block.key_norm)
             turning = torch.cat(normed, dim=1)
-        turned = _turn(turning, *turns)
-        return turned[:, : parts.num_heads], turned[:, parts.num_heads :], values
+        queries, keys = _turn(turning, *turns).split(sizes, dim=1)
+        return queries, keys, values
+
+    def _block_caches(self, stop: int) -> Iterator[BlockCache]:
+        """Returns the cache of each block for a reading that ends at a slot."""
+        whole = (self.keys, self.values)
+        new = [one[:, :, :, self.num_read : stop].unbind() for one in whole]
+        return map(BlockCache, *new, *(one[:, :, :, :stop].unbind() for one in whole))
 
     def _attend(
         self,
-        layer: int,
+        cache: BlockCache,
         queries: Float[Tensor, "rows heads length dim"],
         keys: Float[Tensor, "rows kv_heads length dim"],
         values: Float[Tensor, "rows kv_heads length dim"],
-        mask: Bool[Tensor, "rows 1 length slots"],
+        mask: Float[Tensor, "rows 1 length slots"],
     ) -> Float[Tensor, "rows length attended"]:
         """Stores keys and values, and returns what the queries find among all there are."""
-        parts, start, stop = self.parts, self.num_read, self.num_read + keys.shape[2]
-        self.keys[layer, :, :, start:stop] = keys
-        self.values[layer, :, :, start:stop] = values
+        cache.new_keys.copy_(keys)
+        cache.new_values.copy_(values)
         attended = F.scaled_dot_product_attention(
-            queries.to(self.keys.dtype),
-            self.keys[layer, :, :, :stop],
-            self.values[layer, :, :, :stop],
+            queries,
+            cache.keys,
+            cache.values,
             attn_mask=mask,
-            scale=parts.attention_scale,
-            enable_gqa=parts.num_kv_heads < parts.num_heads,
+            scale=self.parts.attention_scale,
+            enable_gqa=self.parts.num_kv_heads < self.parts.num_heads,
         )
-        return rearrange(attended.to(queries.dtype), "rows heads length dim -> rows length (heads dim)")
+        return rearrange(attended, "rows heads length dim -> rows length (heads dim)")
 
     def _looked_at(self, layer: int, query: Float[Tensor, "rows heads dim"]) -> Float[Tensor, "rows slots"]:
         """Returns how much the last id of each row looks at each slot in a block, as the mean over heads."""
@@ -244,13 +261,16 @@ class CachedRows:
 
     def _mask(
         self, slots: Int[Tensor, " length"], stop: int, window: int | None
-    ) -> Bool[Tensor, "rows 1 length slots"]:
-        """Returns which slots each new slot may look at: those of its row and window up to itself, and itself."""
+    ) -> Float[Tensor, "rows 1 length slots"]:
+        """Returns 0 where a new slot may look: at those of its row and window up to itself, and itself; else -inf."""
         if len(slots) == 1 and window is None:
-            return self.readable[:, None, None, :stop]
-        back = slots.unsqueeze(1) - torch.arange(stop, device=slots.device)
-        near = (back >= 0) if window is None else (back >= 0) & (back < window)
-        return ((self.readable[:, None, :stop] & near) | (back == 0)).unsqueeze(1)
+            seen = self.readable[:, None, None, :stop]
+        else:
+            back = slots.unsqueeze(1) - torch.arange(stop, device=slots.device)
+            near = (back >= 0) if window is None else (back >= 0) & (back < window)
+            seen = ((self.readable[:, None, :stop] & near) | (back == 0)).unsqueeze(1)
+        # Attention would make these numbers of a mask of truth values, in every block anew.
+        return torch.zeros_like(seen, dtype=self.keys.dtype).masked_fill_(~seen, -torch.inf)
 
 
 def cache_dtype(parts: LlamaParts, native: NativeLlama | None) -> torch.dtype:

@@ -1,7 +1,8 @@
 """The matrices of a model as torch multiplies with them while decoding: laid out for few rows, or as 8-bit integers.
 
 A step of decoding reads every matrix to multiply it with a few rows only. On a CPU torch's own product reads a matrix
-of usual layout several times slower than memory allows; oneDNN's layout is read at full speed.
+of usual layout several times slower than memory allows; oneDNN's layout is read at full speed. What lies between the
+products, a step spends in calls: so norms are made of few, and inputs of any format are taken.
 """
 
 from collections.abc import Callable
@@ -28,20 +29,53 @@ class BlockMatrices(NamedTuple):
     """The products of one block."""
 
     query_key_value: Matrix
+    """Of the residual stream: its norm comes with it."""
     output: Matrix
     gate_up: Matrix
+    """Of the residual stream: its norm comes with it."""
     down: Matrix
 
 
-def block_matrices(block: LlamaBlock, make: Callable[..., Matrix]) -> BlockMatrices:
+def block_matrices(block: LlamaBlock, norm_eps: float, make: Callable[..., Matrix]) -> BlockMatrices:
     """Returns a block's products, each made of a weight and perhaps a bias."""
-    query_key_value = make(block.query_key_value, block.query_key_value_bias)
-    return BlockMatrices(query_key_value, make(block.output), make(block.gate_up), make(block.down))
+    is_copied = make is not plain_matrix and block.output.device.type == "cpu"
+    after_norm = partial(_folded_after_norm, make=make) if is_copied else _plain_after_norm
+    return BlockMatrices(
+        after_norm(block.query_key_value, block.query_key_value_bias, block.attention_norm, norm_eps),
+        make(block.output),
+        after_norm(block.gate_up, None, block.ffn_norm, norm_eps),
+        make(block.down),
+    )
+
+
+def rms_norm(values: Float[Tensor, "... dim"], factors: Float[Tensor, " dim"], eps: float) -> Float[Tensor, "... dim"]:
+    """Returns values over their root mean square times factors, computed in the factors' format."""
+    return F.rms_norm(values.to(factors.dtype), factors.shape, factors, eps).to(values.dtype)
+
+
+def _plain_after_norm(weight: Tensor, bias: Tensor | None, factors: Tensor, eps: float) -> Matrix:
+    product = plain_matrix(weight, bias)
+    return lambda inputs: product(rms_norm(inputs, factors, eps))
+
+
+def _folded_after_norm(
+    weight: Tensor, bias: Tensor | None, factors: Tensor, eps: float, *, make: Callable[..., Matrix]
+) -> Matrix:
+    """Returns the product with a matrix that has a norm's factors in it; ``F.rms_norm`` is nine calls on a CPU."""
+    dim = weight.shape[1]
+    product = make((weight.float() * factors.float() * dim**0.5).to(weight.dtype), bias)
+    least = torch.tensor((eps * dim) ** 0.5, device=weight.device)
+
+    def normed_product(inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        length = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True, dtype=torch.float32)
+        return product(inputs / torch.hypot(length, least))
+
+    return normed_product
 
 
 def plain_matrix(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None = None) -> Matrix:
     """Returns the product with a matrix as it is."""
-    return partial(F.linear, weight=weight, bias=bias)
+    return lambda inputs: F.linear(inputs.to(weight.dtype), weight, bias)
 
 
 def packed_matrix(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None = None) -> Matrix:
@@ -50,7 +84,7 @@ def packed_matrix(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, "
         return plain_matrix(weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _USUAL_ROWS)
     product = torch.ops.mkldnn._linear_pointwise.default
-    return lambda inputs: product(inputs, packed, bias, "none", [], "")
+    return lambda inputs: product(inputs.to(weight.dtype), packed, bias, "none", [], "")
 
 
 @cache
@@ -75,7 +109,7 @@ def int8_matrix(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " o
     rounded = F.pad(rounded, (0, missing))
 
     def product(inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        rows = rearrange(inputs, "... inputs -> (...) inputs")
+        rows = rearrange(inputs.to(weight.dtype), "... inputs -> (...) inputs")
         outputs = torch.ops.aten._weight_int8pack_mm(F.pad(rows, (0, missing)) if missing else rows, rounded, scales)
         outputs = outputs.unflatten(0, inputs.shape[:-1])
         return outputs if bias is None else outputs + bias
