@@ -110,9 +110,10 @@ def test_third_party_imports_are_declared_and_declared_dependencies_imported():
     ours = {"rebus", *PACKAGES} - {"tokenizers"}
     third_party = imported_modules() - ours - sys.stdlib_module_names
     base = distributions(PYPROJECT["project"]["dependencies"])
-    evaluation = distributions(PYPROJECT["project"]["optional-dependencies"]["evaluation"])
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    extra = distributions(extras["evaluation"]) | distributions(extras["data"])
     provided_by = {name: {normalized(each) for each in names} for name, names in packages_distributions().items()}
-    assert {name for name in third_party if not provided_by.get(name, set()) & (base | evaluation)} == set()
+    assert {name for name in third_party if not provided_by.get(name, set()) & (base | extra)} == set()
     imported = set().union(*(provided_by[name] for name in third_party))
     assert base - USED_BY_OTHERS <= imported
 
