@@ -5,11 +5,22 @@ Only ``BadRecord`` is handled so: any other error is one of the program, and sto
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO, get_args
 
-Reason = Literal["not_json", "schema", "empty_text", "num_pictures", "missing", "broken_picture", "too_large", "remote"]
+Reason = Literal[
+    "not_json",  # no JSON object
+    "schema",  # not what the format asks for
+    "empty_text",
+    "num_pictures",  # not as many pictures as places for them
+    "missing",  # no such file, or not within the folder of pictures
+    "broken_picture",
+    "too_large",  # more bytes or pixels than are read
+    "too_long",  # more ids than are kept
+    "remote",  # a URL that is not allowed, or could not be fetched
+]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
@@ -83,11 +94,23 @@ class BadDataLog:
         self.bad[error.reason] += 1
         if self.config.quarantine is not None:
             self._write(self.config.quarantine, error, position)
+        self._check(f"the last one: {position.file}, record {position.index}: {error}")
+
+    def add(self, num_good: int, bad: Mapping[Reason, int]) -> None:
+        """Counts records that others have read.
+
+        Raises:
+            TooManyBadRecords: as ``skip``.
+        """
+        self.num_good += num_good
+        self.bad.update(bad)
+        self._check("see the files beside the shards")
+
+    def _check(self, hint: str) -> None:
         if self.num_records >= self.config.min_records and self.bad.total() > self.config.max_rate * self.num_records:
             raise TooManyBadRecords(
-                f"bad records must be at most {self.config.max_rate:.1%} of all, got {self}; "
-                f"the last one: {position.file}, record {position.index}: {error}"
-            ) from error
+                f"bad records must be at most {self.config.max_rate:.1%} of all, got {self}; {hint}"
+            )
 
     def close(self) -> None:
         """Closes the quarantine file, if there is one."""

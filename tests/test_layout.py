@@ -18,9 +18,7 @@ MAY_IMPORT = {
     "tokenizers": ("rebus.tokenizers",),
     "data": (
         "rebus.data",
-        "rebus.tokenizers.tokens",
-        "rebus.tokenizers.vocabulary",
-        "rebus.tokenizers.text_tokenizer",
+        "rebus.tokenizers",
         "rebus.model.grammar",
     ),
     "model": BELOW_MODEL,
