@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -25,18 +24,20 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rebus.data.bad_data import BadDataConfig, BadDataLog, BadRecord, Position, TooManyBadRecords
-from rebus.data.picture_links import PictureLinks
 from rebus.data.records import Record
 from rebus.data.rendering import Rendered, render
 from rebus.data.samples import Sample, pictures, with_tokens
 from rebus.data.shards import INFO, Shard, ShardCounts, ShardsInfo, shard_path, write_manifest, write_shard
-from rebus.data.sources import SchemaName, Source, records_of
+from rebus.data.source_arguments import add_source_arguments, source_of
+from rebus.data.sources import Source
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.tokens import Tokens
 from rebus.tokenizers.vocabulary import Vocabulary
 
 _PICTURES_AT_ONCE = 64
+_ANY_SIZE_PX = 1
+"""The image tokenizer's size takes its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +216,7 @@ def _difference(made: ShardsInfo, info: ShardsInfo) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if all shards were made, 1 if too many records were bad, 2 if the command line makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="a folder of pictures and texts, or a .json, .jsonl, .parquet or .tar")
-    parser.add_argument("--schema", choices=get_args(SchemaName), required=True, help="format of the records")
-    parser.add_argument(
-        "--pictures", type=Path, help="folder that paths of pictures start from; by default that of PATH"
-    )
+    add_source_arguments(parser, needs_schema=True)
     parser.add_argument("--model", type=Path, required=True, help="saved model whose two tokenizers are used")
     parser.add_argument("--output", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--records_per_shard", type=int, default=1024, help="records behind each shard")
@@ -227,12 +224,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max_bad_rate", type=float, default=0.01, help="share of bad records that is borne")
     parser.add_argument("--processes", type=int, default=1, help="shards made at a time")
     chosen = parser.parse_args(argv)
-    root = chosen.pictures or (chosen.path if chosen.path.is_dir() else chosen.path.parent)
     try:
         config = PretokenizeConfig(
-            source=Source(
-                records=records_of(chosen.path), schema=chosen.schema, links=PictureLinks(size_px=1, root=root)
-            ),
+            source=source_of(chosen, _ANY_SIZE_PX),
             image_tokenizer=chosen.model / "image_tokenizer",
             text_tokenizer=chosen.model,
             output=chosen.output,

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
@@ -18,9 +17,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rebus.data.bad_data import BadDataConfig, BadDataLog, BadRecord, Position
-from rebus.data.picture_links import PictureLinks
 from rebus.data.samples import Sample, pictures
-from rebus.data.sources import SchemaName, Source, records_of
+from rebus.data.source_arguments import add_source_arguments, source_of
+from rebus.data.sources import SchemaName, Source
 
 NUM_TRIED = 100
 """Records by which a format is guessed."""
@@ -92,20 +91,14 @@ def _guess(source: Source) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if all records are good, 1 if one is not, and 2 if the command line makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="a folder of pictures and texts, or a .json, .jsonl, .parquet or .tar")
-    parser.add_argument("--schema", choices=get_args(SchemaName), help="the format; without it all are tried")
-    parser.add_argument(
-        "--pictures", type=Path, help="folder that paths of pictures start from; by default that of PATH"
-    )
+    add_source_arguments(parser, needs_schema=False)
     parser.add_argument("--limit", type=int, help="records to read; all by default")
     parser.add_argument("--json", action="store_true", help="print an object for each bad record, and one of counts")
     chosen = parser.parse_args(argv)
     if chosen.limit is not None and chosen.limit < 1:
         parser.error(f"--limit must be at least 1, got {chosen.limit}")
-    root = chosen.pictures or (chosen.path if chosen.path.is_dir() else chosen.path.parent)
     try:
-        links = PictureLinks(size_px=_SIZE_PX, root=root)
-        source = Source(records=records_of(chosen.path), schema=chosen.schema or "captions", links=links)
+        source = source_of(chosen, _SIZE_PX)
         return _validate(source, chosen.json, chosen.limit) if chosen.schema else _guess(source)
     except ValueError as error:
         parser.error(str(error))

@@ -13,6 +13,7 @@ from rebus.data.bad_data import BadDataConfig, BadRecord, Position, TooManyBadRe
 from rebus.data.image_files import MAX_PIXELS
 from rebus.data.picture_links import PictureLinks
 from rebus.data.records import FolderRecords, HubRecords, JsonRecords, ParquetRecords, TarRecords
+from rebus.data.remote_pictures import RemotePictures
 from rebus.data.samples import Picture
 from rebus.data.schemas import SCHEMAS
 from rebus.data.sources import Source, records_of
@@ -262,6 +263,14 @@ def test_the_command_says_what_is_wrong(root, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         validate.main([str(root / "none.jsonl"), "--schema", "llava"])
+
+
+def test_remote_pictures_are_fetched_only_where_that_is_allowed(root, monkeypatch, capsys):
+    monkeypatch.setattr(RemotePictures, "fetch", lambda self, url: encoded(COLORS["red.png"]))
+    (root / "remote.jsonl").write_text('{"text": "a", "image": "https://example.org/red.png"}')
+    for options, code in [([], 1), (["--allow_remote"], 0)]:
+        assert validate.main([str(root / "remote.jsonl"), "--schema", "captions", *options]) == code
+    assert "remote: a picture must not be remote unless that is allowed" in capsys.readouterr().out
 
 
 def test_pixels_are_fitted(root):

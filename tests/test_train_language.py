@@ -6,9 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rebus.data.emoji import EmojiPack
+from rebus.data.picture_links import PictureLinks
+from rebus.data.pretokenize import PretokenizeConfig, pretokenize
+from rebus.data.records import JsonRecords
+from rebus.data.sources import Source
 from rebus.tokenizers.layouts import NestedQueriesConfig
 from rebus.train import language_stage, pretrain, sft
 from rebus.train import tokenizer as tokenizer_stage
@@ -89,6 +94,37 @@ def test_finetuning_goes_on_from_the_export(pack, image_tokenizer, pretrained, t
     assert losses(tmp_path)[0] < losses(pretrained)[0]
     text = losses(tmp_path, "text_loss")  # of the codes, each batch has more or fewer copies
     assert sum(text[-3:]) < 0.97 * sum(text[:3])
+
+
+def test_finetuning_learns_what_is_in_shards(pack, image_tokenizer, pretrained, tmp_path):
+    lines = []
+    for index in range(3):
+        Image.new("RGB", (9, 9), (80 * index, 255 - 80 * index, 40)).save(tmp_path / f"{index}.png")
+        lines.append(json.dumps({"prompt": f"number {index}", "image": f"{index}.png"}))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    links = PictureLinks(size_px=1, root=tmp_path)
+    pretokenize(
+        PretokenizeConfig(
+            source=Source(records=JsonRecords(tmp_path / "pairs.jsonl"), schema="text_to_image", links=links),
+            image_tokenizer=image_tokenizer,
+            text_tokenizer=pretrained / "export",
+            output=tmp_path / "shards",
+            max_ids=512,
+        )
+    )
+    config = replace(
+        sft.tiny(),
+        run=replace(sft.tiny().run, output=tmp_path / "run", log_every=1),
+        pretrained=pretrained / "export",
+        image_tokenizer=image_tokenizer,
+        shards={str(tmp_path / "shards"): 1.0},
+    )
+    assert train(sft.sft_stage(config, pack), config.run, config.optim, config)
+    course = losses(tmp_path / "run", "code_loss")
+    assert course[-1] < 0.8 * course[0]
+    (tmp_path / "shards" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="must hold finished shards"):
+        sft.sft_stage(config, pack)
 
 
 def test_codes_of_another_tokenizer_are_refused(pack, pretrained, tmp_path):

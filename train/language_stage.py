@@ -3,9 +3,10 @@
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import MappingProxyType
 
 import torch.distributed as distributed
 from einops import rearrange
@@ -14,13 +15,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from rebus.data.emoji import EmojiPack
-from rebus.data.loading import PackedLoader
+from rebus.data.loading import PackedLoader, ShardLoader
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.packing import PackedBatch
 from rebus.data.samples import Sample
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
 from rebus.data.scenes import TASKS
+from rebus.data.shards import Shards
 from rebus.model.continuation import Decoding, Request
 from rebus.model.engine import Engine
 from rebus.model.language_model import DOCUMENT_ATTENTION, LanguageBatch, language_batch, loss
@@ -79,6 +81,7 @@ class LanguageStage:
         row_length: int,
         prompts: list[list[int]],
         by_level: bool = False,
+        shards: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Takes a model and what feeds it.
 
@@ -91,9 +94,11 @@ class LanguageStage:
             row_length: ids of a row; whole samples are packed into it.
             prompts: ids after which the model draws a picture, to be looked at.
             by_level: whether it learns to draw a level of codes at once, too.
+            shards: folders of shards to train on instead of the first samples, and how often each is drawn from.
 
         Raises:
-            ValueError: if the model has another vocabulary than the tokenizers, or there are no levels to learn.
+            ValueError: if the model has another vocabulary than the tokenizers, there are no levels to learn, or shards
+                are not whole or not of these tokenizers.
         """
         self.vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
         if model.config.vocab_size != self.vocabulary.size:
@@ -108,7 +113,7 @@ class LanguageStage:
         self.model.set_attn_implementation("sdpa" if by_level else DOCUMENT_ATTENTION)
         self.text_tokenizer, self.image_tokenizer, self.prompts = text_tokenizer, image_tokenizer, prompts
         self.parts = {"image_tokenizer": image_tokenizer.hash, "text_tokenizer": text_tokenizer.hash}
-        self.loaders = [
+        self.loaders: list[PackedLoader | ShardLoader] = [
             PackedLoader(
                 make_sample=make_sample,
                 encode=image_tokenizer.encode,
@@ -120,6 +125,13 @@ class LanguageStage:
             )
             for make_sample in make_samples
         ]
+        if shards:
+            folders = [Shards(Path(folder)) for folder in shards]
+            for folder in folders:
+                folder.check_made_by(image_tokenizer=image_tokenizer.hash, text_tokenizer=text_tokenizer.hash)
+            self.loaders[0] = ShardLoader(
+                folders, list(shards.values()), rows=run.batch_size, length=row_length, seed=run.seed
+            )
 
     def batch(self, step: int, rank: int, world: int) -> LanguageBatch:
         """Returns this rank's rows of the step's batch, each a pure function of its number."""

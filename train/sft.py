@@ -1,9 +1,14 @@
 """Finetunes a pretrained language model on chats: drawing, answering, describing, editing and telling stories.
 
 python -m rebus.train.sft --preset mini --pretrained runs/pretrain/export --run.output runs/sft
+
+On your own pictures and texts, once ``python -m rebus.data.pretokenize`` has made shards of them:
+
+python -m rebus.train.sft --preset mini --pretrained assets/mini --image_tokenizer assets/mini/image_tokenizer \\
+    --shards '{"shards/mine": 1}' --run.steps 500 --run.output runs/mine
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,6 +41,8 @@ class SftConfig:
     """Ids of a row."""
     by_level: bool = False
     """Whether the model learns to draw a level of codes at once, too, where the image tokenizer has levels."""
+    shards: dict[str, float] = field(default_factory=dict)
+    """Folders of shards to train on instead of chats about scenes, and how often a sample is drawn from each."""
 
 
 def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
@@ -60,6 +67,7 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         config.row_length,
         [render_prompt(request, text_tokenizer, vocabulary) for request in requests],
         by_level=config.by_level,
+        shards=config.shards,
     )
 
 
