@@ -1,10 +1,10 @@
-"""Finetunes a pretrained language model on chats: drawing, answering, describing, editing and telling stories.
+r"""Finetunes a pretrained language model on chats: drawing, answering, describing, editing and telling stories.
 
 python -m rebus.train.sft --preset mini --pretrained runs/pretrain/export --run.output runs/sft
 
 On your own pictures and texts, once ``python -m rebus.data.pretokenize`` has made shards of them:
 
-python -m rebus.train.sft --preset mini --pretrained assets/mini --image_tokenizer assets/mini/image_tokenizer \\
+python -m rebus.train.sft --preset mini --pretrained assets/mini --image_tokenizer assets/mini/image_tokenizer \
     --shards '{"shards/mine": 1}' --run.steps 500 --run.output runs/mine
 """
 
