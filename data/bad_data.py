@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TextIO, get_args
+from typing import Literal, TextIO, get_args
 
 Reason = Literal[
     "not_json",  # no JSON object
@@ -29,14 +29,15 @@ class BadRecord(ValueError):
 
     def __init__(self, reason: Reason, message: str):
         super().__init__(message)
-        self.reason = reason
+        self.reason: Reason = reason
 
 
 class TooManyBadRecords(RuntimeError):
     """The share of bad records passed its limit: the data is not what it was said to be."""
 
 
-class Position(NamedTuple):
+@dataclass(frozen=True)
+class Position:
     """Where in a source a record is."""
 
     file: str

@@ -146,7 +146,7 @@ class HubRecords:
         """Yields the rows, pictures as their undecoded files."""
         import datasets  # of the extra ``data``
 
-        loaded = datasets.load_dataset(self.name, split=self.split, streaming=self.streaming)
+        loaded: Any = datasets.load_dataset(self.name, split=self.split, streaming=self.streaming)
         rows = loaded.decode(False) if self.streaming else _undecoded(loaded, datasets)
         for index, row in enumerate(rows.skip(start), start):
             yield dict(row), Position(f"{self.name}, {self.split}", index)

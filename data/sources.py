@@ -53,8 +53,9 @@ class Source:
         files = record.get("files")
 
         def opened(link: object) -> Picture:
-            is_file_of_record = isinstance(files, dict) and isinstance(link, str) and link in files
-            return self.links.open(files[link] if is_file_of_record else link)
+            if isinstance(files, dict) and isinstance(link, str):
+                link = files.get(link, link)
+            return self.links.open(link)
 
         return SCHEMAS[self.schema](record, opened)
 

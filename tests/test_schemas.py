@@ -24,7 +24,10 @@ def outline(sample):
     """Returns who says what, a picture by its name."""
 
     def said(part):
-        return NAMES[part.pixels[0, 0, 0]] if isinstance(part, Picture) else part
+        if isinstance(part, str):
+            return part
+        assert part.pixels is not None
+        return NAMES[part.pixels[0, 0, 0]]
 
     return [(message.role, *map(said, message.parts)) for message in sample.messages]
 
