@@ -47,6 +47,7 @@ class PictureLinks:
             return Picture(decode_picture(link, "the picture", self.size_px))
         if not isinstance(link, str) or not link:
             raise BadRecord("schema", f"a picture must be a path, a URL or bytes, got {type(link).__name__}")
+        check_unicode(link, "the name of a picture")
         if start := _DATA_URL.match(link):
             return Picture(decode_picture(from_base64(link[start.end() :]), "the picture", self.size_px))
         if _REMOTE_URL.match(link):
@@ -72,6 +73,18 @@ class PictureLinks:
         if not path.is_relative_to(root):
             raise BadRecord("missing", f"the path of a picture must stay within the root, got {link[:200]}")
         return path
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raises unless a text is one that files and tokenizers can hold: JSON may escape halves of characters.
+
+    Raises:
+        BadRecord: if there is such a half in it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord("schema", f"{name} must be Unicode, got half a character at {error.start}") from error
 
 
 def from_base64(text: str) -> bytes:

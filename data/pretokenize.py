@@ -77,7 +77,8 @@ class Pretokenizer:
         links = replace(config.source.links, size_px=self.image_tokenizer.config.image_size_px)
         self.config, self.source = config, replace(config.source, links=links)
         self._records: Iterator[tuple[Record | BadRecord, Position]] = iter(())
-        self._next = -1
+        self._next: int | None = None
+        """Number of the record that ``_records`` yields next."""
 
     def info(self) -> ShardsInfo:
         """Returns what the shards are made of."""
@@ -116,10 +117,12 @@ class Pretokenizer:
         return write_shard(path, rendered, log.bad)
 
     def _records_of(self, number: int) -> Iterator[tuple[Record | BadRecord, Position]]:
-        """Returns the records behind a shard; where they follow those read last, the file is not searched for them."""
+        """Returns the records behind a shard; where they come after those read last, reading goes on from there."""
         start = number * self.config.records_per_shard
-        if start != self._next:
+        if self._next is None or start < self._next:
             self._records = self.source.records.read(start)
+        else:
+            deque(islice(self._records, start - self._next), maxlen=0)
         self._next = start + self.config.records_per_shard
         return islice(self._records, self.config.records_per_shard)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rebus.data.bad_data import BadRecord
-from rebus.data.picture_links import from_base64
+from rebus.data.picture_links import check_unicode, from_base64
 from rebus.data.records import Record
 from rebus.data.samples import Message, Picture, Role, Sample
 
@@ -214,6 +214,7 @@ def _string(value: object, name: str) -> str:
         raise BadRecord("schema", f"{name} must be a text, got {type(value).__name__}")
     if not value.strip():
         raise BadRecord("empty_text", f"{name} must not be empty, got no letter")
+    check_unicode(value, name)
     return value
 
 

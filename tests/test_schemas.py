@@ -116,6 +116,7 @@ def changed(schema, **fields):
 
 WRONG = [
     ("captions", changed("captions", text=" \n"), "empty_text", "must not be empty"),
+    ("captions", changed("captions", text="a \ud83d cat"), "schema", "must be Unicode, got half a character at 2"),
     ("captions", changed("captions", text=3), "schema", "must be a text, got int"),
     ("captions", {"text": "a"}, "schema", "must have image, got text"),
     ("llava", changed("llava", image="red.png"), "num_pictures", "2 places for 1 pictures"),

@@ -66,6 +66,7 @@ def outline(sample):
         ("deep", "missing", "got a folder"),
         ("x" * 5000, "missing", "file that can be read"),
         ("a\0b", "schema", "zero byte"),
+        ("a\ud800b", "schema", "must be Unicode, got half a character at 1"),
         ("../secret.png", "missing", "must stay within the root"),
         ("link.png", "missing", "must stay within the root"),
         ("/etc/passwd", "missing", "must stay within the root"),
