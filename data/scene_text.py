@@ -12,18 +12,24 @@ from rebus.data.captions import (
     description,
     plain_caption,
 )
+from rebus.data.emoji import STYLES
 from rebus.data.samples import Message, Picture, Sample
 from rebus.data.scene_edits import EDIT_TASKS, Edit, edit, story
 from rebus.data.scene_questions import QuestionAnswer, questions
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene, draw
+from rebus.data.splits import COUNTS, held_out_cell, held_out_count
 
 DOCUMENT_WEIGHTS = {"caption": 0.6, "questions": 0.25, "edit": 0.1, "story": 0.05}
-CHAT_WEIGHTS = {"draw": 0.42, "questions": 0.42, "describe": 0.07, "edit": 0.05, "story": 0.04}
+CHAT_WEIGHTS = {"draw": 0.3, "questions": 0.54, "describe": 0.07, "edit": 0.05, "story": 0.04}
 TASK_WEIGHTS = {"one": 0.1, "background": 0.06, "two": 0.14, "position": 0.18, "count": 0.2, "sign": 0.32}
 """How often scenes of each task are drawn, described and asked about: what is learned soonest, least often."""
 SHUFFLED_SIGN_RATE = 0.5
 """How often the letters of a sign are shuffled, so that signs are spelled out rather than known by heart."""
+OTHERS_RATE = 0.4
+"""How often the questions of a chat are about other things than the sampler's, where there are any."""
+OTHERS_KINDS = ("color", "style", "count", "text")
+"""Questions about other things: none whose answer is the name of one."""
 CAPTION_FIRST_RATE = 2 / 3
 """How often the caption of a document comes before its picture: to draw is harder to learn than to tell."""
 TEXT_DROP_RATE = 0.1
@@ -33,10 +39,16 @@ _DRAW_REQUESTS = ("Draw {}.", "draw {}", "Please draw {}.", "Can you draw {}?", 
 
 
 class SceneSamples:
-    """Makes samples, and the parts they consist of, from the scenes of one sampler."""
+    """Makes samples, and the parts they consist of, from the scenes of one sampler.
 
-    def __init__(self, sampler: SceneSampler):
-        self.sampler = sampler
+    Args:
+        sampler: scenes to draw, describe and ask about.
+        others: scenes of other things, for questions of ``OTHERS_KINDS`` alone: what a style is and how things are
+            counted is learned from many things, for things that were never seen in that style or number.
+    """
+
+    def __init__(self, sampler: SceneSampler, others: SceneSampler | None = None):
+        self.sampler, self.others = sampler, others
         self.pack = sampler.pack
 
     def document(self, rng: random.Random) -> Sample:
@@ -58,15 +70,15 @@ class SceneSamples:
         """Returns a chat for supervised finetuning; what the assistant says or draws follows from what it was told."""
         kind = _draw_kind(rng, CHAT_WEIGHTS)
         if kind == "draw":
-            scene = self._scene(rng)
+            scene = self._scene(rng, self.sampler)
             request = () if rng.random() < TEXT_DROP_RATE else (self._draw_request(scene, rng),)
             return _chat(request, (self._picture(scene),))
         if kind == "questions":
-            scene, asked = self.questions(rng)
+            scene, asked = self._questions_of_chat(rng)
             turns = [part for one in asked for part in ((one.question,), (one.answer,))]
             return _chat((self._picture(scene), *turns[0]), *turns[1:])
         if kind == "describe":
-            scene = self._scene(rng)
+            scene = self._scene(rng, self.sampler)
             return _chat((self._picture(scene), DESCRIBE_REQUEST), (description(scene, self.pack),))
         if kind == "edit":
             scene, change = self.edit(rng)
@@ -84,8 +96,15 @@ class SceneSamples:
 
     def questions(self, rng: random.Random) -> tuple[Scene, list[QuestionAnswer]]:
         """Returns a scene and questions that it can answer, three to six."""
-        scene = self._scene(rng)
+        scene = self._scene(rng, self.sampler)
         return scene, questions(scene, rng, self.sampler)
+
+    def _questions_of_chat(self, rng: random.Random) -> tuple[Scene, list[QuestionAnswer]]:
+        if self.others is not None and rng.random() < OTHERS_RATE:
+            scene = self._scene(rng, self.others)
+            return scene, [one for one in questions(scene, rng, self.others) if one.kind in OTHERS_KINDS]
+        scene, asked = self.questions(rng)
+        return scene, [one for one in asked if not _is_told_by_the_thing(scene, one.kind)]
 
     def edit(self, rng: random.Random, kind: str | None = None) -> tuple[Scene, Edit]:
         """Returns a scene and a change to it, each kind as often as the others."""
@@ -96,15 +115,15 @@ class SceneSamples:
             if change is not None:
                 return scene, change
 
-    def _scene(self, rng: random.Random) -> Scene:
-        scene = self.sampler.scene(rng, _draw_kind(rng, TASK_WEIGHTS))
+    def _scene(self, rng: random.Random, sampler: SceneSampler) -> Scene:
+        scene = sampler.scene(rng, _draw_kind(rng, TASK_WEIGHTS))
         if scene.sign is None or rng.random() >= SHUFFLED_SIGN_RATE:
             return scene
         shuffled = replace(scene, sign="".join(rng.sample(scene.sign, len(scene.sign))))
-        return shuffled if self.sampler.is_in_split(shuffled) else scene
+        return shuffled if sampler.is_in_split(shuffled) else scene
 
     def _caption_parts(self, rng: random.Random) -> list[str | Picture]:
-        scene = self._scene(rng)
+        scene = self._scene(rng, self.sampler)
         picture = self._picture(scene)
         if rng.random() < TEXT_DROP_RATE:
             return [picture]
@@ -123,6 +142,14 @@ class SceneSamples:
 
     def _picture(self, scene: Scene) -> Picture:
         return Picture(pixels=draw(scene, self.pack))
+
+
+def _is_told_by_the_thing(scene: Scene, kind: str) -> bool:
+    """Whether a thing is never seen in one of the styles or numbers: an answer that the thing half tells by itself."""
+    things = {item.concept_id for item in scene.items}
+    if kind == "style":
+        return any(held_out_cell(thing, style) for thing in things for style in STYLES)
+    return kind == "count" and any(held_out_count(thing, number) for thing in things for number in COUNTS)
 
 
 def _draw_kind(rng: random.Random, weights: dict[str, float]) -> str:

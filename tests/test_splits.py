@@ -7,12 +7,13 @@ import pytest
 
 from rebus.data import scene_text
 from rebus.data.emoji import STYLES, EmojiPack
-from rebus.data.mini_concepts import mini_concepts
+from rebus.data.english import NUMBER_WORDS
+from rebus.data.mini_concepts import mini_concepts, other_concepts
 from rebus.data.samples import Picture
 from rebus.data.scene_edits import EDIT_TASKS
 from rebus.data.scene_sampler import HELD_OUT_FACT, SceneSampler
-from rebus.data.scene_text import SceneSamples
-from rebus.data.scenes import TASKS, Item, Scene
+from rebus.data.scene_text import CHAT_WEIGHTS, OTHERS_RATE, SceneSamples
+from rebus.data.scenes import BACKGROUNDS, TASKS, Item, Scene
 from rebus.data.sign_words import sign_words
 from rebus.data.splits import (
     COUNTS,
@@ -27,6 +28,7 @@ from rebus.data.splits import (
 PACK = EmojiPack.open()
 ALL = tuple(PACK.concepts)
 MINI = mini_concepts(PACK)
+OTHERS = other_concepts(PACK)
 
 
 @pytest.fixture
@@ -89,8 +91,12 @@ def test_training_scenes_show_nothing_held_out(concepts, num_scenes):
     assert not any(is_held_out(sampler.scene(rng)) for _ in range(num_scenes))
 
 
+def training_samples():
+    return SceneSamples(SceneSampler(PACK, MINI, "train"), SceneSampler(PACK, OTHERS, "train"))
+
+
 def test_training_samples_show_nothing_held_out(drawn):
-    samples, rng = SceneSamples(SceneSampler(PACK, MINI, "train")), random.Random(0)
+    samples, rng = training_samples(), random.Random(0)
     texts = []
     for _ in range(800):
         for sample in (samples.document(rng), samples.chat(rng)):
@@ -100,6 +106,40 @@ def test_training_samples_show_nothing_held_out(drawn):
     words = set(re.findall(r'"([A-Z]+)"|\b([A-Z]{3,7})\b', " ".join(texts)))
     assert len(words) > 100 and not any(held_out_word(word) for pair in words for word in pair if word)
     assert {scene.task for scene in drawn} == set(TASKS)
+
+
+def test_other_things_are_only_asked_about_and_never_by_name(drawn):
+    samples, rng = training_samples(), random.Random(0)
+    answers = {"3D", "flat", "Noto", *BACKGROUNDS, *NUMBER_WORDS}
+    num_asked = 0
+    for _ in range(800):
+        drawn.clear()
+        chat = samples.chat(rng)
+        if any(item.concept_id in OTHERS for scene in drawn for item in scene.items):
+            num_asked += 1
+            (scene,) = drawn
+            said = [part for message in chat.messages[1::2] for part in message.parts]
+            assert said and set(said) <= answers | {scene.sign}
+    assert len(OTHERS) > 800 and not set(OTHERS) & set(MINI)
+    assert abs(num_asked / 800 - CHAT_WEIGHTS["questions"] * OTHERS_RATE) < 0.06
+
+
+def test_nobody_is_asked_for_a_style_or_number_that_the_thing_alone_would_tell(drawn):
+    samples, rng = training_samples(), random.Random(1)
+    asked_styles, asked_counts = set(), set()
+    for _ in range(2000):
+        drawn.clear()
+        chat = samples.chat(rng)
+        text = " ".join(str(part) for message in chat.messages[::2] for part in message.parts)
+        things = {item.concept_id for scene in drawn for item in scene.items} & set(MINI)
+        if len(drawn) == 1 and re.search("art style|which style", text):
+            asked_styles |= things
+        if len(drawn) == 1 and re.search("How many|Count the", text):
+            asked_counts |= things
+    incomplete = {thing for thing in MINI for style in STYLES if held_out_cell(thing, style)}
+    assert len(asked_styles) > 20 and not asked_styles & incomplete
+    seldom = {thing for thing in MINI for number in COUNTS if held_out_count(thing, number)}
+    assert len(asked_counts) > 10 and not asked_counts & seldom
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.loading import PackedLoader, ShardLoader
-from rebus.data.mini_concepts import mini_concepts
+from rebus.data.mini_concepts import mini_concepts, other_concepts
 from rebus.data.packing import PackedBatch
 from rebus.data.samples import Sample
 from rebus.data.scene_sampler import SceneSampler
@@ -45,7 +45,8 @@ def held_out_captions(held_out: SceneSamples) -> list[str]:
 def scene_samples(pack: EmojiPack) -> tuple[SceneSamples, SceneSamples]:
     """Returns the samples of training and those of held-out scenes."""
     concepts = mini_concepts(pack)
-    return SceneSamples(SceneSampler(pack, concepts, "train")), SceneSamples(SceneSampler(pack, concepts, "held_out"))
+    train = SceneSamples(SceneSampler(pack, concepts, "train"), SceneSampler(pack, other_concepts(pack), "train"))
+    return train, SceneSamples(SceneSampler(pack, concepts, "held_out"))
 
 
 def train_text_tokenizer(samples: SceneSamples, num_pieces: int, num_samples: int) -> TextTokenizer:
