@@ -12,21 +12,19 @@ from rebus.data.captions import (
     description,
     plain_caption,
 )
-from rebus.data.emoji import STYLES
 from rebus.data.samples import Message, Picture, Sample
 from rebus.data.scene_edits import EDIT_TASKS, Edit, edit, story
 from rebus.data.scene_questions import QuestionAnswer, questions
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene, draw
-from rebus.data.splits import COUNTS, held_out_cell, held_out_count
 
 DOCUMENT_WEIGHTS = {"caption": 0.6, "questions": 0.25, "edit": 0.1, "story": 0.05}
-CHAT_WEIGHTS = {"draw": 0.3, "questions": 0.54, "describe": 0.07, "edit": 0.05, "story": 0.04}
+CHAT_WEIGHTS = {"draw": 0.36, "questions": 0.48, "describe": 0.07, "edit": 0.05, "story": 0.04}
 TASK_WEIGHTS = {"one": 0.1, "background": 0.06, "two": 0.14, "position": 0.18, "count": 0.2, "sign": 0.32}
 """How often scenes of each task are drawn, described and asked about: what is learned soonest, least often."""
 SHUFFLED_SIGN_RATE = 0.5
 """How often the letters of a sign are shuffled, so that signs are spelled out rather than known by heart."""
-OTHERS_RATE = 0.4
+OTHERS_RATE = 0.5
 """How often the questions of a chat are about other things than the sampler's, where there are any."""
 OTHERS_KINDS = ("color", "style", "count", "text")
 """Questions about other things: none whose answer is the name of one."""
@@ -103,8 +101,7 @@ class SceneSamples:
         if self.others is not None and rng.random() < OTHERS_RATE:
             scene = self._scene(rng, self.others)
             return scene, [one for one in questions(scene, rng, self.others) if one.kind in OTHERS_KINDS]
-        scene, asked = self.questions(rng)
-        return scene, [one for one in asked if not _is_told_by_the_thing(scene, one.kind)]
+        return self.questions(rng)
 
     def edit(self, rng: random.Random, kind: str | None = None) -> tuple[Scene, Edit]:
         """Returns a scene and a change to it, each kind as often as the others."""
@@ -142,14 +139,6 @@ class SceneSamples:
 
     def _picture(self, scene: Scene) -> Picture:
         return Picture(pixels=draw(scene, self.pack))
-
-
-def _is_told_by_the_thing(scene: Scene, kind: str) -> bool:
-    """Whether a thing is never seen in one of the styles or numbers: an answer that the thing half tells by itself."""
-    things = {item.concept_id for item in scene.items}
-    if kind == "style":
-        return any(held_out_cell(thing, style) for thing in things for style in STYLES)
-    return kind == "count" and any(held_out_count(thing, number) for thing in things for number in COUNTS)
 
 
 def _draw_kind(rng: random.Random, weights: dict[str, float]) -> str:

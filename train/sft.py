@@ -72,9 +72,9 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
 
 
 def mini() -> SftConfig:
-    """The shipped chat model: two cores, four hours."""
+    """The shipped chat model: two cores, five hours."""
     return SftConfig(
-        run=RunConfig(output=Path("runs/sft"), steps=15_500, batch_size=2, save_every=200, validate_every=2000),
+        run=RunConfig(output=Path("runs/sft"), steps=19_100, batch_size=2, save_every=200, validate_every=2000),
         optim=OptimConfig(lr=1e-3, warmup_steps=30, cooldown_fraction=0.9, weight_decay=0.05, beta2=0.98),
         pretrained=Path("runs/pretrain/export"),
         image_tokenizer=Path("runs/tokenizer/export"),
