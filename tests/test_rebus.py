@@ -62,6 +62,7 @@ def test_painting_codes_loads_the_decoder_alone(rebus):
     assert loaded(rebus) == {"painter"}
 
 
+@pytest.mark.slow  # each program loads torch anew
 def test_no_library_is_imported_before_it_is_needed(saved_model):
     steps = (
         "import rebus.generate, rebus.chat",
