@@ -124,6 +124,7 @@ class CachedRows:
         slots = torch.arange(self.num_read, self.num_read + ids.shape[1], device=ids.device)
         self.read_embeddings(F.embedding(ids, self.parts.embeddings), slots - self.starts + self.offsets)
 
+    @torch.no_grad()
     def read_embeddings(
         self,
         embeddings: Float[Tensor, "rows length dim"],
