@@ -25,11 +25,11 @@ help:  ## Print this list.
 
 demo: $(VENV)/.installed  ## Draw three pictures from prompts and ask a question about one of them.
 	$(BIN)/python generate.py --output $(DEMO) --seed 0 \
-		--prompt "two owls on a pink background, in 3D style" \
+		--prompt "two frogs on a pink background, in 3D style" \
 		--prompt "a rocket above a house, in flat style" \
 		--prompt "a cat and a sign that says \"HELLO\""
-	@echo "How many owls are there in $$(ls $(DEMO)/001-*.png)?"
-	@$(BIN)/python chat.py --image $(DEMO)/001-*.png --task vqa --prompt "How many owls are there?"
+	@echo "How many frogs are there in $$(ls $(DEMO)/001-*.png)?"
+	@$(BIN)/python chat.py --image $(DEMO)/001-*.png --task vqa --prompt "How many frogs are there?"
 
 test: $(VENV)/.installed-dev  ## Run the tests.
 	$(BIN)/python -m pytest

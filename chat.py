@@ -15,7 +15,7 @@ from rebus.model.command_line import CommandParser
 if TYPE_CHECKING:
     from rebus.model.conversation import Conversation
 
-HELP = """Say anything, such as: Draw two owls on a pink background.
+HELP = """Say anything, such as: Draw two frogs on a pink background.
 /image PATH  give a picture along with what you say next
 /save PATH   write the chat to a .json file, or the newest drawn picture to a .png file
 /reset       forget everything said so far
