@@ -3,8 +3,7 @@
 So a run that is resumed at a step sees what it would have seen, and any number of ranks reads the same global batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Iterator
 from random import Random
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor
 from rebus.data.packing import PackedBatch, pack_row
 from rebus.data.rendering import NOT_TRAINED, Rendered, render, whole_picture
 from rebus.data.samples import Picture, Sample, pictures, with_tokens
-from rebus.data.shards import Shards
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.tokenizers.tokens import Tokens
 from rebus.tokenizers.vocabulary import Vocabulary
@@ -106,56 +104,6 @@ class PackedLoader:
         images = rearrange(np.stack(pixels), "batch height width channels -> batch channels height width")
         tokens = self.encode(torch.from_numpy(np.ascontiguousarray(images))).to("cpu")
         return [tokens.row(index) for index in range(len(pixels))]
-
-
-class ShardLoader:
-    """Draws samples from shards, each folder as often as its weight says, and packs them into rows."""
-
-    def __init__(self, folders: Sequence[Shards], weights: Sequence[float], *, rows: int, length: int, seed: int):
-        """Takes the shards and the size of a batch.
-
-        Args:
-            folders: Shards made by the same tokenizers.
-            weights: How often a sample is drawn from each folder, relative to the others.
-            rows: Rows of a batch over all ranks.
-            length: Ids of a row.
-            seed: Another seed gives other samples.
-
-        Raises:
-            ValueError: if there are not as many weights as folders, one is not positive, a folder holds no samples or
-                such as are longer than a row, or folders were made by different tokenizers.
-        """
-        if len(weights) != len(folders) or not folders or min(weights) <= 0:
-            got = list(weights)
-            raise ValueError(f"weights must be positive and one for each of {len(folders)} folders, got {got}")
-        first = folders[0].info
-        for shards in folders:
-            shards.check_made_by(image_tokenizer=first.image_tokenizer, text_tokenizer=first.text_tokenizer)
-            if not len(shards):
-                raise ValueError(f"{shards.folder} must hold at least 1 sample, got none")
-            if shards.info.max_ids > length:
-                raise ValueError(f"length must be at least the {shards.info.max_ids} ids of a sample, got {length}")
-        self.folders, self.weights = folders, weights
-        self.rows, self.length, self.seed = rows, length, seed
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> PackedBatch:
-        """Returns rows ``rank``, ``rank + world``, ... of the global batch of ``step``.
-
-        Raises:
-            ValueError: if the rows cannot be shared equally.
-        """
-        return PackedBatch.cat([self._row(step, row) for row in shared_rows(self.rows, rank, world)])
-
-    def draw(self, random: Random) -> tuple[int, int]:
-        """Returns the numbers of a folder and of a sample within it."""
-        folder = random.choices(range(len(self.folders)), self.weights)[0]
-        return folder, random.randrange(len(self.folders[folder]))
-
-    def _row(self, step: int, row: int) -> PackedBatch:
-        random = Random(f"{self.seed}/{step}/{row}")
-        drawn = (self.draw(random) for _ in count())
-        samples = (self.folders[folder].rendered(sample) for folder, sample in drawn)
-        return pack_row(samples, self.length, self.folders[0].vocabulary.pad)
 
 
 def shared_rows(rows: int, rank: int, world: int) -> range:

@@ -133,32 +133,6 @@ class FolderRecords:
         return text if isinstance(text, BadRecord) else {"image": str(picture.relative_to(self.path)), "text": text}
 
 
-@dataclass(frozen=True)
-class HubRecords:
-    """A dataset of the Hugging Face library ``datasets``: the name of one on the hub, or a folder with files."""
-
-    name: str
-    split: str = "train"
-    streaming: bool = False
-    """Whether rows are read as they come instead of being downloaded first."""
-
-    def read(self, start: int = 0) -> Iterator[tuple[Record | BadRecord, Position]]:
-        """Yields the rows, pictures as their undecoded files."""
-        import datasets  # of the extra ``data``
-
-        loaded: Any = datasets.load_dataset(self.name, split=self.split, streaming=self.streaming)
-        rows = loaded.decode(False) if self.streaming else _undecoded(loaded, datasets)
-        for index, row in enumerate(rows.skip(start), start):
-            yield dict(row), Position(f"{self.name}, {self.split}", index)
-
-
-def _undecoded(rows: Any, datasets: Any) -> Any:
-    pictures = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    for name in pictures:
-        rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
-
-
 def _check_file(path: Path, *suffixes: str) -> None:
     if path.suffix not in suffixes or not path.is_file():
         raise ValueError(f"{path} must be a file {' or '.join(suffixes)}, got {_what(path)}")

@@ -1,20 +1,22 @@
 """Samples as ids in memory-mapped files: what pre-tokenizing writes once and training reads as often as it likes.
 
 A folder of shards holds ``info.json``, which says what made them, ``shard-00000.safetensors`` and so on, and, once all
-are there, ``manifest.json`` with their counts. A shard is whole or absent.
+are there, ``manifest.json`` with their counts. A shard is whole or absent. It holds the ids of its samples end to end,
+each id that is not to be learned as its complement, and where the samples start.
 """
 
 import json
 import os
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+import torch
+from jaxtyping import Int32, Int64
 from safetensors.numpy import save_file
 
 from rebus.data.bad_data import Reason
@@ -22,8 +24,9 @@ from rebus.data.rendering import NOT_TRAINED, Rendered
 from rebus.tokenizers.vocabulary import Vocabulary
 
 INFO, MANIFEST = "info.json", "manifest.json"
-_FORMAT = 1
-_DTYPES = {"I32": np.int32, "U8": np.uint8, "I64": np.int64}
+_DRAFT = ".new"
+_FORMAT = 2
+_DTYPES = {"I32": np.int32, "I64": np.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +96,22 @@ def shard_path(folder: Path, number: int) -> Path:
 def write_shard(path: Path, samples: Sequence[Rendered], bad: Mapping[Reason, int]) -> ShardCounts:
     """Writes a shard; a crash leaves all of it or nothing."""
     lengths = [len(sample.ids) for sample in samples]
+    pairs = (pair for sample in samples for pair in zip(sample.ids, sample.targets, strict=True))
+    marked = [~token if target == NOT_TRAINED else token for token, target in pairs]
     tensors = {
-        "ids": np.array([token for sample in samples for token in sample.ids], dtype=np.int32),
-        "is_target": np.array([t != NOT_TRAINED for sample in samples for t in sample.targets], dtype=np.uint8),
+        "marked": np.array(marked, dtype=np.int32),
         "starts": np.array(list(accumulate(lengths, initial=0)), dtype=np.int64),
     }
-    draft = path.with_suffix(".new")
+    draft = draft_of(path)
     save_file(tensors, draft, metadata={"bad": json.dumps(dict(bad))})
-    _publish(draft, path)
+    publish(draft, path)
     return ShardCounts(len(samples), sum(lengths), dict(bad))
 
 
 def write_manifest(folder: Path, shards: Sequence[ShardCounts]) -> None:
-    """Says that the shards of a folder are all there."""
+    """Says that the shards of a folder are all there, and removes what makers left that were killed."""
+    for draft in folder.glob(f"*{_DRAFT}"):
+        draft.unlink(missing_ok=True)
     values = {"shards": [asdict(counts) for counts in shards]}
     _write_whole(folder / MANIFEST, (json.dumps(values, indent=2) + "\n").encode())
 
@@ -113,8 +119,8 @@ def write_manifest(folder: Path, shards: Sequence[ShardCounts]) -> None:
 class Shard:
     """The samples of one file, read where they are asked for."""
 
-    ids: Int32[np.ndarray, " ids"]
-    is_target: UInt8[np.ndarray, " ids"]
+    marked: Int32[np.ndarray, " ids"]
+    """Ids; those that are not to be learned as their complements, which are negative."""
     starts: Int64[np.ndarray, " samples_and_end"]
 
     def __init__(self, path: Path):
@@ -122,12 +128,12 @@ class Shard:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
         bad = json.loads(header.pop("__metadata__")["bad"])
+        # Torch maps a file without keeping it open, as numpy does: a process may have but a thousand open.
+        mapped = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8).numpy()
         for name, entry in header.items():
-            start, stop = entry["data_offsets"]
-            # An empty file cannot be mapped.
-            mapped = np.zeros(0) if start == stop else np.memmap(path, np.uint8, "r", 8 + size + start, stop - start)
-            setattr(self, name, mapped.view(_DTYPES[entry["dtype"]]))
-        self.counts = ShardCounts(len(self.starts) - 1, len(self.ids), bad)
+            start, stop = (8 + size + offset for offset in entry["data_offsets"])
+            setattr(self, name, mapped[start:stop].view(_DTYPES[entry["dtype"]]))
+        self.counts = ShardCounts(len(self.starts) - 1, len(self.marked), bad)
 
 
 class Shards:
@@ -153,24 +159,23 @@ class Shards:
             self._shards.append(Shard(path))
             if self._shards[-1].counts != counts:
                 raise ValueError(f"{path} must hold what the manifest says, {counts}, got {self._shards[-1].counts}")
-        self._stops = list(accumulate(counts.samples for counts in expected))
+        self._stops = np.cumsum([counts.samples for counts in expected])
+        self.lengths = np.concatenate([np.diff(shard.starts).astype(np.int32) for shard in self._shards])
+        """Ids of each sample."""
+        self._starts = np.concatenate([shard.starts[:-1] for shard in self._shards])
         self.vocabulary = Vocabulary.from_dict(self.info.vocabulary)
         self.num_ids = sum(counts.ids for counts in expected)
 
     def __len__(self) -> int:
-        return self._stops[-1] if self._stops else 0
+        return len(self.lengths)
 
-    def rendered(self, index: int) -> Rendered:
-        """Returns a sample by its number, from 0 up to the number of all."""
-        assert 0 <= index < len(self)
-        number = bisect_right(self._stops, index)
-        shard = self._shards[number]
-        place = index - (self._stops[number - 1] if number else 0)
-        span = slice(shard.starts[place], shard.starts[place + 1])
-        ids, is_target = shard.ids[span], shard.is_target[span]
-        is_code = ids >= self.vocabulary.control_range[1]
-        targets = np.where(is_target == 1, ids, NOT_TRAINED)
-        return Rendered(ids.tolist(), targets.tolist(), is_code.astype(np.int64).tolist())
+    def marked(self, samples: Int64[np.ndarray, " n"]) -> list[Int32[np.ndarray, " ids"]]:
+        """Returns the ids of samples by their numbers; those that are not to be learned as their complements."""
+        shards = np.searchsorted(self._stops, samples, side="right").tolist()
+        starts = self._starts[samples]
+        stops = (starts + self.lengths[samples]).tolist()
+        spans = zip(shards, starts.tolist(), stops, strict=True)
+        return [self._shards[number].marked[start:stop] for number, start, stop in spans]
 
     def check_made_by(self, *, image_tokenizer: str, text_tokenizer: str) -> None:
         """Raises unless both tokenizers are those that made the shards.
@@ -187,13 +192,21 @@ class Shards:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    draft = path.with_suffix(".new")
+    draft = draft_of(path)
     draft.write_bytes(data)
-    _publish(draft, path)
+    publish(draft, path)
 
 
-def _publish(draft: Path, path: Path) -> None:
-    """Renames a file once it is safely on the disk."""
+def draft_of(path: Path) -> Path:
+    """Returns where to write what ``publish`` makes a file of: a place that no other maker of the file writes to.
+
+    A cluster may make a file twice at a time, when it takes a machine for lost that is not.
+    """
+    return path.with_name(f"{path.name}.{uuid4().hex}{_DRAFT}")
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Renames a draft once it is safely on the disk."""
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(draft, path)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from rebus.data.bad_data import BadDataLog, BadRecord, Position
+from rebus.data.hub_records import HubRecords
 from rebus.data.picture_links import PictureLinks
-from rebus.data.records import FolderRecords, HubRecords, JsonRecords, ParquetRecords, Record, TarRecords
+from rebus.data.records import FolderRecords, JsonRecords, ParquetRecords, Record, TarRecords
 from rebus.data.samples import Picture, Sample
 from rebus.data.schemas import SCHEMAS
 

@@ -1,7 +1,6 @@
+import contextlib
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -9,21 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
+from rebus.data import cluster
 from rebus.data import pretokenize as command
+from rebus.data import shards as shard_files
 from rebus.data.bad_data import BadDataConfig, TooManyBadRecords
-from rebus.data.loading import ShardLoader
+from rebus.data.cluster import RayActors
 from rebus.data.picture_links import PictureLinks
-from rebus.data.pretokenize import PretokenizeConfig, Pretokenizer, pretokenize
+from rebus.data.pretokenize import pretokenize
+from rebus.data.pretokenizer import PretokenizeConfig, Pretokenizer
 from rebus.data.records import JsonRecords
 from rebus.data.rendering import render
 from rebus.data.samples import pictures, with_tokens
-from rebus.data.shards import Shards, shard_path
+from rebus.data.shards import Shards, publish, shard_path
 from rebus.data.sources import Source
 
+# Ray Data sets each of its own settings at the start, and so warns of those among them that it will drop.
+RAY_WARNINGS = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.data.context")
+RAY_NICENESS = ("RAY_worker_niceness", "0")  # else its processes wait for all others of a busy machine
 WORDS = ("a cat", "the dog on the left", "what is there?", "two blue cats with three red dogs")
 
 
@@ -68,7 +74,13 @@ def test_shards_hold_what_the_samples_render_to(config):
         codes = own.image_tokenizer.encode(pixels.contiguous())
         coded = with_tokens(sample, [codes.row(index) for index in range(len(pixels))])
         expected.append(render(coded, own.text_tokenizer, own.vocabulary))
-    assert [shards.rendered(index) for index in range(len(shards))] == expected
+    marked = shards.marked(np.arange(len(shards)))
+    assert [[token if token >= 0 else ~token for token in one.tolist()] for one in marked] == [
+        one.ids for one in expected
+    ]
+    assert [[token if token >= 0 else -100 for token in one.tolist()] for one in marked] == [
+        one.targets for one in expected
+    ]
     assert shards.num_ids == sum(len(one.ids) for one in expected)
     bad = [
         json.loads(line) for path in sorted(config.output.glob("*.bad.jsonl")) for line in path.read_text().splitlines()
@@ -94,19 +106,111 @@ def test_a_run_that_ended_early_goes_on_and_makes_the_same(config, tmp_path, mon
     assert shard_path(again.output, 0).stat().st_mtime_ns == stamp
 
 
-@pytest.mark.slow  # processes load torch anew
-def test_processes_and_kills_change_nothing(config, collection, saved_model, tmp_path):
+def test_a_collection_that_has_grown_is_read_to_its_new_end(config, collection, tmp_path):
+    lines = (collection / "pairs.jsonl").read_text().splitlines()
+    grown = tmp_path / "pairs.jsonl"
+    source = replace(config.source, records=JsonRecords(grown))
+    for number in (13, 23):
+        grown.write_text("\n".join(lines[:number]))
+        log = pretokenize(replace(config, source=source))
+    assert log.num_good == 21 and len(Shards(config.output)) == 21
+
+
+def test_a_thousand_shards_are_not_a_thousand_open_files(config):
+    pretokenize(replace(config, records_per_shard=1))
+    before = len(os.listdir("/proc/self/fd"))
+    shards = Shards(config.output)
+    assert len(shards) == 21 and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_shard_may_be_made_twice_at_a_time(config, tmp_path, monkeypatch):
     pretokenize(config)
+    whole = files(config.output)
+    again = replace(config, output=tmp_path / "again")
+    others = [Pretokenizer(again)]
+
+    def publish_after_another(draft, path):
+        if path == shard_path(again.output, 1) and others:
+            others.pop().shard(1)
+        publish(draft, path)
+
+    monkeypatch.setattr(shard_files, "publish", publish_after_another)
+    again.output.mkdir()
+    (again.output / "shard-00002.safetensors.killed.new").write_text("half a shard")
+    pretokenize(again)
+    assert not others and files(again.output) == whole
+
+
+@pytest.mark.slow  # processes load torch anew
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("ray", [[], ["--ray", "--ray_address", "local"]], ids=["processes", "ray"])
+def test_processes_and_kills_change_nothing(ray, config, collection, saved_model, tmp_path, monkeypatch):
+    pretokenize(replace(config, records_per_shard=1))
     options = ["--schema", "text_to_image", "--model", str(saved_model), "--output", str(tmp_path / "killed")]
-    options += ["--records_per_shard", "5", "--max_ids", "96", "--max_bad_rate", "0.5", "--processes", "2"]
+    options += ["--records_per_shard", "1", "--max_ids", "96", "--max_bad_rate", "0.5", "--processes", "2", *ray]
     program = [sys.executable, "-m", "rebus.data.pretokenize", str(collection / "pairs.jsonl"), *options]
+    monkeypatch.setenv(*RAY_NICENESS)
+    monkeypatch.setenv("PRETOKENIZED", str(tmp_path))
     run = subprocess.Popen(program, start_new_session=True, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "killed").glob("*.safetensors")) and run.poll() is None:
         time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGKILL)
+    run.kill()  # others live on for a moment, and may be making what the next run makes
     run.wait()
-    subprocess.run(program, check=True, stderr=subprocess.DEVNULL)
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    try:
+        subprocess.run(program, check=True, stderr=subprocess.DEVNULL)
+    finally:
+        for process in psutil.process_iter():  # Ray's own are in no group with the program that started them
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.environ().get("PRETOKENIZED") == str(tmp_path):
+                    process.kill()
     assert files(tmp_path / "killed") == files(config.output)
+
+
+@pytest.fixture
+def ray_of_two(monkeypatch):
+    import ray
+
+    monkeypatch.setenv(*RAY_NICENESS)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow  # so do actors
+@pytest.mark.timeout(400)
+@RAY_WARNINGS
+def test_actors_of_ray_make_the_same(config, tmp_path, ray_of_two, monkeypatch):
+    expected = pretokenize(config)
+    monkeypatch.setattr(cluster, "_FIRST_SHARDS_AN_ACTOR", 1)  # two rounds for the five shards
+    by_ray = replace(config, output=tmp_path / "ray")
+    log = pretokenize(by_ray, RayActors(number=2))
+    assert files(by_ray.output) == files(config.output)
+    assert (log.num_good, log.bad) == (expected.num_good, expected.bad)
+    assert ray_of_two.is_initialized()  # joined before, so still
+    gone = replace(config.source, records=JsonRecords(tmp_path / "gone.jsonl"))
+    with pytest.raises(ValueError, match="gone.jsonl must be a file .jsonl or .json, got no such file"):
+        pretokenize(replace(config, source=gone, output=tmp_path / "gone"), RayActors(number=2))
+
+
+def test_a_cluster_that_is_not_there(config, monkeypatch):
+    with pytest.raises(ValueError, match="actors must be at least 1, got 0"):
+        RayActors(number=0)
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"must have Ray: pip install 'rebus-lm\[cluster\]'"):
+        pretokenize(config, RayActors())
+
+
+@pytest.mark.slow  # importing Ray alone takes seconds
+def test_no_cluster_is_running_at_the_address(config, monkeypatch):
+    import ray
+
+    def refuse(*_, **__):
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", refuse)  # which may wait for minutes, or find a cluster of somebody else
+    with pytest.raises(ValueError, match=r"ray_address must be that of a running cluster, got auto \(nobody there\)"):
+        pretokenize(config, RayActors(address="auto"))
 
 
 def test_shards_of_another_making_are_not_mixed(config):
@@ -142,25 +246,7 @@ def test_long_samples_are_left_out(config):
     log = pretokenize(replace(config, max_ids=24))
     assert log.bad["too_long"] > 0 and log.num_good > 0
     shards = Shards(config.output)
-    assert max(len(shards.rendered(index).ids) for index in range(len(shards))) <= 24
-
-
-def test_the_loader_draws_rows_of_any_mixture(config, tmp_path):
-    pretokenize(config)
-    pretokenize(replace(config, output=tmp_path / "short", max_ids=24))
-    mixture = {config.output: 1.0, tmp_path / "short": 3.0}
-    loader = ShardLoader([Shards(path) for path in mixture], list(mixture.values()), rows=4, length=96, seed=3)
-    batch = loader.batch(7)
-    assert batch.ids.shape == (4, 96)
-    assert torch.equal(loader.batch(7).ids, batch.ids) and not torch.equal(loader.batch(8).ids, batch.ids)
-    for rank in range(2):
-        assert torch.equal(loader.batch(7, rank, 2).ids, batch.ids[rank::2])
-    shares = [sum(loader.draw(random.Random(seed))[0] == number for seed in range(400)) / 400 for number in (0, 1)]
-    assert abs(shares[0] - 0.25) < 0.07 and sum(shares) == 1
-    with pytest.raises(ValueError, match="length must be at least the 96 ids"):
-        ShardLoader([Shards(config.output)], [1.0], rows=1, length=95, seed=0)
-    with pytest.raises(ValueError, match="weights must be positive and one for each of 1 folders"):
-        ShardLoader([Shards(config.output)], [], rows=1, length=96, seed=0)
+    assert shards.lengths.max() <= 24
 
 
 def test_the_command(collection, saved_model, tmp_path, capsys):
@@ -168,8 +254,33 @@ def test_the_command(collection, saved_model, tmp_path, capsys):
     assert command.main([str(collection / "pairs.jsonl"), *options, "--max_bad_rate", "0.1"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("21 samples in ") and "bad records: 2 of 23 (1 schema, 1 not_json)" in printed
-    for wrong, message in [(["--max_ids", "0"], "max_ids must be at least 1"), (["--model", "none"], "must hold")]:
+    for wrong, message in [
+        (["--split", "test"], "--split must come with a dataset hf:"),
+        (["--max_ids", "0"], "max_ids must be at least 1"),
+        (["--model", "none"], "must hold"),
+        (["--processes", "0"], "processes must be at least 1, got 0"),
+        (["--model", "none", "--text_tokenizer", str(saved_model)], "must hold a saved image tokenizer"),
+        (["--ray_address", "local"], "--ray_address must come with --ray, got local alone"),
+    ]:
         with pytest.raises(SystemExit, match="2"):
             command.main([str(collection / "pairs.jsonl"), *options, *wrong])
         assert message in capsys.readouterr().err
     assert Path(tmp_path / "out" / "manifest.json").is_file()
+    with pytest.raises(SystemExit, match="2"):
+        command.main([str(collection / "pairs.jsonl"), *options[:2], *options[4:], "--text_tokenizer", "any"])
+    assert "--model must be given, or both --image_tokenizer and --text_tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # the import of datasets alone takes seconds
+def test_the_command_reads_what_datasets_saved(collection, saved_model, tmp_path):
+    import datasets
+
+    pairs = [json.loads(line) for line in (collection / "pairs.jsonl").read_text().splitlines()[:5]]
+    (collection / "five.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    rows = datasets.Dataset.from_list([{**pair, "image": str(collection / pair["image"])} for pair in pairs])
+    rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    for source, output in [(str(collection / "five.jsonl"), "lines"), (f"hf:{tmp_path / 'saved'}", "rows")]:
+        options = ["--schema", "text_to_image", "--model", str(saved_model), "--output", str(tmp_path / output)]
+        assert command.main([source, *options]) == 0
+    shard, name = files(tmp_path / "lines"), "shard-00000.safetensors"
+    assert files(tmp_path / "rows")[name] == shard[name] and len(shard) == 3

@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 import tarfile
 import zlib
 from dataclasses import replace
@@ -10,9 +11,10 @@ from PIL import Image
 
 from rebus.data import records, validate
 from rebus.data.bad_data import BadDataConfig, BadRecord, Position, TooManyBadRecords
+from rebus.data.hub_records import HubRecords
 from rebus.data.image_files import MAX_PIXELS
 from rebus.data.picture_links import PictureLinks
-from rebus.data.records import FolderRecords, HubRecords, JsonRecords, ParquetRecords, TarRecords
+from rebus.data.records import FolderRecords, JsonRecords, ParquetRecords, TarRecords
 from rebus.data.remote_pictures import RemotePictures
 from rebus.data.schemas import SCHEMAS
 from rebus.data.sources import Source, records_of
@@ -148,6 +150,67 @@ def test_a_dataset_of_hugging_face_is_read(streaming, root, tmp_path, monkeypatc
     source = Source(records=HubRecords(str(only), streaming=streaming), schema="captions", links=links(root))
     found = [(outline(sample)[0][1], position.index) for sample, position in source.samples(ANY.build(), 1)]
     assert found == [("number 1", 1), ("number 2", 2)]
+
+
+@pytest.fixture
+def hub(root, tmp_path, monkeypatch):
+    """A folder of datasets: one of two subsets, one split and two splits as ``save_to_disk`` writes them."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    for name in ("bright", "dark"):
+        (tmp_path / "subsets" / name).mkdir(parents=True)
+        written_parquet(tmp_path / "subsets" / name, root)
+    subsets = [{"config_name": name, "data_files": f"{name}/*.parquet"} for name in ("bright", "dark")]
+    (tmp_path / "subsets" / "README.md").write_text(f"---\nconfigs: {json.dumps(subsets)}\n---\n")
+    pictures = {"image": [str(root / name) for name in COLORS], "text": list(COLORS)}
+    rows = datasets.Dataset.from_dict(pictures).cast_column("image", datasets.Image())
+    rows.save_to_disk(tmp_path / "rows")
+    datasets.DatasetDict(train=rows.select(range(1)), test=rows).save_to_disk(tmp_path / "splits")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [
+        (["subsets", "--subset", "dark"], 3),
+        (["subsets", "--subset", "dark", "--streaming"], 3),
+        (["rows"], 3),
+        (["splits"], 1),
+        (["splits", "--split", "test"], 3),
+    ],
+)
+def test_the_command_reads_datasets_of_hugging_face(arguments, number, hub, capsys):
+    assert validate.main([f"hf:{hub / arguments[0]}", *arguments[1:], "--schema", "captions", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"good": number, "bad": {}, "messages": number, "pictures": number}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("hf:{}/subsets", [], "Config name is missing"),
+        ("hf:{}/subsets", ["--subset", "dull"], "'dull' not found. Available: ['bright', 'dark']"),
+        ("hf:{}/subsets", ["--subset", "dark", "--split", "test"], 'Unknown split "test"'),
+        ("hf:{}/splits", ["--split", "dev"], "split must be one of train, test, got dev"),
+        ("hf:{}/splits", ["--streaming"], "must be read without subset and streaming"),
+        ("hf:{}/none", [], "must be a dataset that can be read, got none: Couldn't find any data file"),
+        ("hf:owner/name", [], "Couldn't reach 'owner/name' on the Hub (OfflineModeIsEnabled)"),
+        ("{}/subsets", ["--split", "test"], "--split must come with a dataset hf:..., got"),
+    ],
+)
+def test_what_is_wrong_with_a_dataset_of_hugging_face_is_said(path, arguments, message, hub, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        validate.main([path.format(hub), *arguments, "--schema", "captions"])
+    assert message in capsys.readouterr().err
+
+
+def test_hugging_face_datasets_may_be_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if they were not installed
+    with pytest.raises(ValueError, match=r"must have datasets: pip install 'rebus-lm\[data\]'"):
+        list(HubRecords("owner/name").read())
 
 
 def test_several_files_of_one_record_are_known_by_their_names(root, tmp_path):
