@@ -5,6 +5,7 @@ as many code ids as that size has, whose streams take turns, and ``end_picture``
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -56,6 +57,8 @@ class Grammar:
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
+        self._never = frozenset(vocabulary.special.all) - {vocabulary.bos, vocabulary.eos}
+        """Text ids that no sample holds."""
         self._outside = State(False, 0)
         self._begun = State(True, 0)
         self._legal_outside = self._outside_ranges()
@@ -88,8 +91,8 @@ class Grammar:
 
     def _outside_ranges(self) -> Ranges:
         ids = self.vocabulary
-        pieces = (ids.pad + 1, ids.num_text)
-        ranges = ((ids.eos, ids.eos + 1), pieces, (ids.begin_picture, ids.begin_picture + 1))
+        pieces = [(before + 1, after) for before, after in pairwise((-1, *ids.special.all, ids.num_text))]
+        ranges = sorted([*pieces, (ids.eos, ids.eos + 1), (ids.begin_picture, ids.begin_picture + 1)])
         return tuple((start, stop) for start, stop in ranges if start < stop)
 
     def start(self) -> State:
@@ -116,7 +119,7 @@ class Grammar:
         ids = self.vocabulary
         if token == ids.begin_picture:
             return self._begun
-        if token in (ids.user, ids.assistant) or (0 <= token < ids.num_text and token not in (ids.unk, ids.pad)):
+        if token in (ids.user, ids.assistant) or (0 <= token < ids.num_text and token not in self._never):
             return state
         raise ValueError(f"outside a picture, an id must be text, user, assistant or begin_picture, got {token}")
 
@@ -135,7 +138,7 @@ class Grammar:
     def legal(self, state: State) -> Ranges:
         """Returns the half-open id ranges, ascending, that a model may generate next.
 
-        Outside a picture: text without ``unk``, ``bos`` and ``pad``; ``eos``; ``begin_picture``. Inside: the rows of
+        Outside a picture: text without special ids but ``eos``; ``begin_picture``. Inside: the rows of
         some size, then the columns of one with these rows; or one range, that of the next code's stream, or
         ``end_picture`` after the last code.
         """

@@ -15,6 +15,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rebus.model.cross_entropy import linear_cross_entropy
 from rebus.model.sampling import Sampling
 from rebus.tokenizers.tokens import CodeLayout
 from rebus.tokenizers.transformer import Transformer
@@ -72,7 +73,7 @@ class ParallelHeads(nn.Module):
         self, hidden: Float[Tensor, "positions dim"], codes: Int[Tensor, "positions streams"]
     ) -> Float[Tensor, " positions"]:
         """Returns the negative log-likelihood of the codes of each position; see `CodeHead`."""
-        return _cross_entropy(self.to_logits(hidden).split(self.sizes, dim=-1), codes)
+        return _cross_entropy([hidden] * len(self.sizes), self.to_logits.weight.split(self.sizes), codes)
 
     def draw(
         self,
@@ -129,8 +130,7 @@ class DepthTransformer(nn.Module):
     ) -> Float[Tensor, " positions"]:
         """Returns the negative log-likelihood of the codes of each position; see `CodeHead`."""
         states = self._states(hidden, codes[:, :-1])
-        logits = [self._logits(states[:, stream], stream) for stream in range(len(self.sizes))]
-        return _cross_entropy(logits, codes)
+        return _cross_entropy(states.unbind(dim=1), self.to_logits.weight.split(self.sizes), codes)
 
     def draw(
         self,
@@ -236,9 +236,12 @@ def _bits(codes: Int[Tensor, " codes"], number: int) -> Float[Tensor, "codes bit
     return ((codes.unsqueeze(1) >> torch.arange(number, device=codes.device)) & 1).float()
 
 
-def _cross_entropy(logits: Sequence[Tensor], codes: Int[Tensor, "positions streams"]) -> Float[Tensor, " positions"]:
-    columns = zip(logits, codes.unbind(dim=1), strict=True)
-    return torch.stack([F.cross_entropy(one.float(), column, reduction="none") for one, column in columns]).sum(dim=0)
+def _cross_entropy(
+    states: Sequence[Tensor], weights: Sequence[Tensor], codes: Int[Tensor, "positions streams"]
+) -> Float[Tensor, " positions"]:
+    """Returns the negative log-likelihood of the codes of each position, from a state and a weight for each stream."""
+    streams = zip(states, weights, codes.unbind(dim=1), strict=True)
+    return torch.stack([linear_cross_entropy(*stream)[0] for stream in streams]).sum(dim=0)
 
 
 def _used(

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rebus.data.packing import PackedBatch, document_mask
 from rebus.data.rendering import NOT_TRAINED
+from rebus.model.cross_entropy import linear_cross_entropy
 from rebus.tokenizers.vocabulary import Vocabulary
 
 INIT_STD = 0.02
 DOCUMENT_ATTENTION = "documents"
 """The name under which ``transformers`` knows ``document_attention``."""
-_NUM_MIXED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,16 +147,17 @@ def document_lengths(documents: Int[Tensor, "rows length"]) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in zip(edges, [*edges[1:], documents.numel()], strict=True))
 
 
-def loss(model: LlamaForCausalLM, batch: LanguageBatch) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+def loss(model: PreTrainedModel, batch: LanguageBatch) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """Returns the mean negative log-likelihood of all targets in nats, and that of text and codes by themselves."""
     hidden = _body(model, batch)
     weight = model.lm_head.weight
     sums, accuracy = [], hidden.new_zeros(())
     for head in batch.heads:
-        logits = F.linear(hidden[head.places], weight[head.start : head.stop]).float()
-        sums.append(F.cross_entropy(logits, head.ids, reduction="sum"))
+        rows = weight[head.start : head.stop]
+        likelihood, right = linear_cross_entropy(hidden[head.places], rows, head.ids)
+        sums.append(likelihood.sum())
         if head.start > 0:
-            accuracy = accuracy + (logits.detach().argmax(-1) == head.ids).sum()
+            accuracy = accuracy + right.sum()
     likelihoods, counts = torch.stack(sums), batch.num_targets
     num_codes = counts[1:].sum().clamp_min(1)
     metrics = {
@@ -167,7 +168,7 @@ def loss(model: LlamaForCausalLM, batch: LanguageBatch) -> tuple[Float[Tensor, "
     return likelihoods.sum() / counts.sum().clamp_min(1), metrics
 
 
-def _body(model: LlamaForCausalLM, batch: LanguageBatch) -> Float[Tensor, "positions dim"]:
+def _body(model: PreTrainedModel, batch: LanguageBatch) -> Float[Tensor, "positions dim"]:
     """Returns what the stock body makes of all rows, laid end to end."""
     packed = batch.packed
     if batch.mask is None:
@@ -180,14 +181,22 @@ def _body(model: LlamaForCausalLM, batch: LanguageBatch) -> Float[Tensor, "posit
 
 
 def attention_options(
-    model: LlamaForCausalLM, documents: Int[Tensor, "rows length"], lengths: tuple[int, ...]
+    model: PreTrainedModel, documents: Int[Tensor, "rows length"], lengths: tuple[int, ...]
 ) -> dict[str, Any]:
     """Returns what tells the blocks of a model which documents there are, as its attention wants it."""
     if model.config._attn_implementation == DOCUMENT_ATTENTION:
-        return {"attention_mask": None, "document_lengths": lengths}
+        return {"attention_mask": None, "documents": Documents(lengths)}
     return {"attention_mask": document_mask(documents)}
 
 
+class Documents:
+    """The lengths of the documents of a batch, where torch.compile does not see them: it compiles for each number."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+
+
+@torch.compiler.disable()  # a loop over documents, which differ from batch to batch
 def document_attention(
     module: nn.Module,
     query: Float[Tensor, "rows heads length dim"],
@@ -196,7 +205,7 @@ def document_attention(
     attention_mask: None,
     *,
     scaling: float,
-    document_lengths: Sequence[int],
+    documents: Documents,
     **_: Any,
 ) -> tuple[Float[Tensor, "rows length heads dim"], None]:
     """Attends within each document by itself, with no mask over the whole row: the faster way on a CPU.
@@ -205,13 +214,14 @@ def document_attention(
     padding, which is read by nobody.
     """
     del module, attention_mask
+    lengths = documents.lengths
     groups, rows = query.shape[1] // key.shape[1], query.shape[0]
     flat = "rows heads length dim -> (rows length) heads dim"
-    queries = (rearrange(query, flat) * scaling).to(value.dtype).split(list(document_lengths))
+    queries = (rearrange(query, flat) * scaling).to(value.dtype).split(lengths)
     shared = "rows heads length dim -> (rows length) (heads groups) dim"
-    keys = repeat(key, shared, groups=groups).to(value.dtype).split(list(document_lengths))
-    values = repeat(value, shared, groups=groups).split(list(document_lengths))
-    longest = max(document_lengths)
+    keys = repeat(key, shared, groups=groups).to(value.dtype).split(lengths)
+    values = repeat(value, shared, groups=groups).split(lengths)
+    longest = max(lengths)
     causal = torch.full((longest, longest), float("-inf"), dtype=value.dtype, device=value.device).triu(1)
     attended = []
     for one_query, one_key, one_value in zip(queries, keys, values, strict=True):
@@ -223,29 +233,3 @@ def document_attention(
 
 
 AttentionInterface.register(DOCUMENT_ATTENTION, document_attention)
-
-
-def extend_embeddings(model: LlamaForCausalLM, new_size: int, generator: torch.Generator) -> None:
-    """Gives the model more ids; the old ones keep their rows.
-
-    Each new row is a random mean of 16 old rows, so it lies in their convex hull: no new id can outscore all old ones,
-    and a pretrained model goes on as before. The new rows have the mean and 2 / 17 of the covariance of the old.
-
-    Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models",
-    https://nlp.stanford.edu/~johnhew/vocab-expansion.html.
-    Differs: exactly in the hull, where a normal distribution is so only nearly.
-
-    Raises:
-        ValueError: if the model has more ids already.
-    """
-    old_size = model.config.vocab_size
-    if new_size < old_size:
-        raise ValueError(f"new_size must be at least the model's {old_size}, got {new_size}")
-    model.resize_token_embeddings(new_size, mean_resizing=False)
-    shape = (new_size - old_size, _NUM_MIXED)
-    chosen = torch.randint(old_size, shape, generator=generator)
-    shares = torch.empty(shape).exponential_(generator=generator)
-    shares = shares / shares.sum(dim=1, keepdim=True)
-    for matrix in (model.model.embed_tokens.weight, model.lm_head.weight):
-        rows = matrix.data[chosen].float()
-        matrix.data[old_size:] = torch.einsum("nm,nmd->nd", shares.to(rows), rows).to(matrix.dtype)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rebus.model.drawing import DrawingSettings
-from rebus.tokenizers.vocabulary import Vocabulary
+from rebus.tokenizers.vocabulary import SpecialIds, Vocabulary
 
 FORMAT = 1
 DESCRIPTION = "rebus.json"
@@ -103,7 +103,7 @@ class SavedModel:
         Raises:
             ValueError: if they are others, or none.
         """
-        path = self.folder / WEIGHTS[part]
+        path = self.folder / weights_file(part, self.vocabulary)
         if not path.is_file():
             raise ValueError(f"{path} must be a part of the saved model, got no such file")
         got = file_hash(path)
@@ -117,7 +117,7 @@ def describe(
     folder: Path, vocabulary: Vocabulary, image_size_px: int, caption_request: str, settings: DrawingSettings
 ) -> None:
     """Writes the description of a model whose parts all lie in the folder."""
-    weights = {part: file_hash(folder / name) for part, name in WEIGHTS.items()}
+    weights = {part: file_hash(folder / weights_file(part, vocabulary)) for part in WEIGHTS}
     values = {
         "format": FORMAT,
         "vocabulary": vocabulary.to_dict(),
@@ -129,6 +129,12 @@ def describe(
         "versions": versions(),
     }
     (folder / DESCRIPTION).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def weights_file(part: str, vocabulary: Vocabulary) -> str:
+    """Returns the name of a part's file; the text tokenizer of a pretrained model has no model of SentencePiece."""
+    pretrained = part == "text_tokenizer" and vocabulary.special != SpecialIds()
+    return "tokenizer.json" if pretrained else WEIGHTS[part]
 
 
 def versions() -> dict[str, str]:

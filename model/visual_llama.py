@@ -14,12 +14,12 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from rebus.model.cross_entropy import linear_cross_entropy
 from rebus.model.heads import BitHead, DepthTransformer, HeadConfig, ParallelHeads, ParallelHeadsConfig
 from rebus.model.language_model import LanguageModelConfig, attention_options, document_lengths, start_matrices
 from rebus.model.llama_parts import LlamaParts, llama_parts
@@ -153,8 +153,8 @@ class VisualLlama(nn.Module):
         Every code counts as an id, so that the figures are those of a stock model that reads and writes them flat.
         """
         hidden = self(batch)
-        logits = F.linear(hidden[batch.text_places], self.llama.lm_head.weight).float()
-        text = F.cross_entropy(logits, batch.text_ids, reduction="sum")
+        text_hidden, weight = hidden[batch.text_places], self.llama.lm_head.weight
+        text = linear_cross_entropy(text_hidden, weight, batch.text_ids)[0].sum()
         codes = self.head.loss(hidden[batch.code_places], batch.codes).sum()
         counts = batch.num_targets.clamp_min(1)
         metrics = {"text_loss": text.detach() / counts[0], "code_loss": codes.detach() / counts[1]}

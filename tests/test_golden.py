@@ -53,7 +53,7 @@ def test_the_first_losses_are_the_golden_ones(name, tmp_path, request):
     stage, config = STAGES[name](tmp_path, EmojiPack.open())
     stage.model.train()
     updater = PlainUpdater(stage.model, stage.loss, config.optim)
-    losses = [updater.update(stage.batch(step, 0, 1), config.optim.lr)[0].item() for step in range(5)]
+    losses = [updater.update([stage.batch(step, 0, 1)], config.optim.lr)["loss"].item() for step in range(5)]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
     if request.config.getoption("--regolden"):
         GOLDEN.write_text(json.dumps(golden | {name: losses}, indent=2) + "\n")

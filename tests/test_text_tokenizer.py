@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceTrainer
 from transformers import AutoTokenizer, LlamaConfig
 
-from rebus.tokenizers.text_tokenizer import SPELLED, TextTokenizer
+from rebus.tokenizers.text_tokenizer import SPELLED, SentencePieceTokenizer
 from rebus.tokenizers.vocabulary import Vocabulary
 
 TRAPS = ["</s>", "<s>", "<unk>", "<pad>", "<0x41>", "<|picture|>", "<|/picture|>", "<|user|>", "<|assistant|>"]
@@ -41,7 +41,7 @@ def stock(request, text_tokenizer, vocabulary, tmp_path_factory):
 def test_text_survives_and_stays_text(text_tokenizer, text):
     ids = text_tokenizer.encode(text)
     assert text_tokenizer.decode(ids) == text
-    assert all(Vocabulary.pad < token < text_tokenizer.num_pieces for token in ids)
+    assert all(text_tokenizer.special.pad < token < text_tokenizer.num_pieces for token in ids)
 
 
 def test_every_kind_of_character_survives(text_tokenizer):
@@ -78,7 +78,7 @@ def test_transformers_reads_control_out_of_text_only_on_demand_and_codes_never(s
 
 def test_save_and_load(text_tokenizer, tmp_path):
     text_tokenizer.save(tmp_path / "new" / "folder")
-    assert TextTokenizer.load(tmp_path / "new" / "folder").model_proto == text_tokenizer.model_proto
+    assert SentencePieceTokenizer.load(tmp_path / "new" / "folder").model_proto == text_tokenizer.model_proto
     stock = AutoTokenizer.from_pretrained(tmp_path / "new" / "folder")
     assert len(stock) == text_tokenizer.num_pieces
     assert stock("a <s> cat")["input_ids"] == text_tokenizer.encode("a <s> cat")
@@ -92,7 +92,7 @@ def test_capitals_and_digits_are_spelled_and_words_are_not(text_tokenizer):
 
 def test_training_repeats_and_reads_every_line():
     texts = ["a red cat", "a red dog\nthe bug", "", "fun\u2585fun", "a\u2581cat"] * 20
-    first, second = TextTokenizer.train(texts, 367), TextTokenizer.train(texts, 367)
+    first, second = SentencePieceTokenizer.train(texts, 367), SentencePieceTokenizer.train(texts, 367)
     assert first.model_proto == second.model_proto
     assert first.num_pieces == 367
     assert len(first.encode("bug")) == len(first.encode("fun")) == 1
@@ -104,13 +104,13 @@ def test_printable_characters_never_need_bytes(text_tokenizer):
 
 def test_train_refuses_texts_without_a_space():
     with pytest.raises(ValueError, match="must have a piece for the space"):
-        TextTokenizer.train(["cat", "catcat"] * 9, 306)
+        SentencePieceTokenizer.train(["cat", "catcat"] * 9, 306)
 
 
 @pytest.mark.parametrize("num_pieces", [100, 5000])
 def test_train_refuses_sizes_the_texts_cannot_give(num_pieces):
     with pytest.raises(ValueError, match=f"num_pieces must suit the texts, got {num_pieces}"):
-        TextTokenizer.train(["a cat and a dog"] * 9, num_pieces)
+        SentencePieceTokenizer.train(["a cat and a dog"] * 9, num_pieces)
 
 
 def train_other(**options):
@@ -137,7 +137,7 @@ def train_other(**options):
 )
 def test_refuses_models_that_would_alter_text(options, message):
     with pytest.raises(ValueError, match=message):
-        TextTokenizer(train_other(**options))
+        SentencePieceTokenizer(train_other(**options))
 
 
 def test_refuses_what_is_no_text(text_tokenizer):
@@ -151,7 +151,7 @@ def test_refuses_what_is_no_text(text_tokenizer):
 def test_save_refuses_a_vocabulary_that_does_not_fit(text_tokenizer, layout, tmp_path):
     with pytest.raises(ValueError, match="vocabulary must have 421 text pieces, got 420"):
         text_tokenizer.save(tmp_path, Vocabulary(420, layout))
-    greedy = TextTokenizer(train_other(split_by_unicode_script=False))
+    greedy = SentencePieceTokenizer(train_other(split_by_unicode_script=False))
     assert len(greedy.encode("<|user|>")) == 1
     with pytest.raises(ValueError, match="must not bear the names of control tokens"):
         greedy.save(tmp_path, Vocabulary(greedy.num_pieces, layout))

@@ -1,4 +1,6 @@
-"""Text to ids and back without loss, by SentencePiece; saved so that ``transformers`` loads the same tokenizer.
+"""Text to ids and back: what every text tokenizer does, and the project's own, which loses nothing, by SentencePiece.
+
+Both kinds are saved so that ``transformers`` loads the same tokenizer.
 
 Source: Kudo and Richardson, "SentencePiece: A simple and language independent subword tokenizer and detokenizer",
 https://arxiv.org/abs/1808.06226; byte-pair encoding with byte fallback.
@@ -9,12 +11,14 @@ import io
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import tokenizers
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers
 
-from rebus.tokenizers.vocabulary import Vocabulary
+from rebus.tokenizers.tokens import CodeLayout
+from rebus.tokenizers.vocabulary import SpecialIds, Vocabulary
 
 MODEL_FILE = "tokenizer.model"
 SPELLED = string.ascii_uppercase + string.digits
@@ -23,11 +27,61 @@ SPACE_MARK = "\u2581"  # what SentencePiece writes for a space within a piece
 SKIPPED = "\u2585"  # SentencePiece does not train on a line that holds this character
 
 
-class TextTokenizer:
-    """Ids of text; every capital letter A-Z and digit is a piece of its own, so that a model spells words with them.
+@runtime_checkable
+class TextTokenizer(Protocol):
+    """Ids of text; text never becomes a special id or one beyond the text pieces, whatever it spells."""
 
-    Text never becomes ``unk``, ``bos``, ``eos``, ``pad`` or an id beyond the text pieces, whatever it spells.
+    @property
+    def special(self) -> SpecialIds:
+        """Which of the ids are special."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """The first 16 hex digits of a SHA-256: what tells it from any other."""
+        ...
+
+    @property
+    def num_pieces(self) -> int:
+        """Number of ids, with the special ones."""
+        ...
+
+    def vocabulary(self, layout: CodeLayout) -> Vocabulary:
+        """Returns the one id space of these pieces and the codes of pictures."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids."""
+        ...
+
+    def save(self, folder: Path | str, vocabulary: Vocabulary | None = None) -> None:
+        """Writes files that ``load`` and ``transformers.AutoTokenizer`` read."""
+        ...
+
+    @staticmethod
+    def load(folder: Path | str) -> "TextTokenizer":
+        """Returns the text tokenizer that was saved into a folder, of whichever kind it is.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        from rebus.tokenizers.pretrained_text_tokenizer import PretrainedTextTokenizer  # which imports from here
+
+        own = (Path(folder) / MODEL_FILE).is_file()
+        return SentencePieceTokenizer.load(folder) if own else PretrainedTextTokenizer.load(folder)
+
+
+class SentencePieceTokenizer:
+    """The project's own text tokenizer, learned from its texts.
+
+    Every capital letter A-Z and digit is a piece of its own, so that a model spells words with them.
     """
+
+    special = SpecialIds()
 
     def __init__(self, model_proto: bytes):
         """Takes a serialized SentencePiece model such as ``train`` makes.
@@ -39,10 +93,11 @@ class TextTokenizer:
         self.model_proto = model_proto
         _check(model_proto)
         self._processor = SentencePieceProcessor(model_proto=model_proto)
+        self.hash = hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()[:16]
         self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
 
     @classmethod
-    def train(cls, texts: Iterable[str], num_pieces: int) -> "TextTokenizer":
+    def train(cls, texts: Iterable[str], num_pieces: int) -> "SentencePieceTokenizer":
         """Returns a tokenizer learned from ``texts``; the same texts in the same order give the same tokenizer.
 
         Raises:
@@ -59,10 +114,10 @@ class TextTokenizer:
                 model_writer=written,
                 model_type="bpe",
                 vocab_size=num_pieces,
-                unk_id=Vocabulary.unk,
-                bos_id=Vocabulary.bos,
-                eos_id=Vocabulary.eos,
-                pad_id=Vocabulary.pad,
+                unk_id=cls.special.unk,
+                bos_id=cls.special.bos,
+                eos_id=cls.special.eos,
+                pad_id=cls.special.pad,
                 user_defined_symbols=list(SPELLED),
                 required_chars=letters,
                 normalization_rule_name="identity",
@@ -78,14 +133,13 @@ class TextTokenizer:
         return cls(written.getvalue())
 
     @property
-    def hash(self) -> str:
-        """The first 16 hex digits of the SHA-256 of its pieces: what tells it from any other."""
-        return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()[:16]
-
-    @property
     def num_pieces(self) -> int:
         """Number of ids, with the four special ones."""
         return self._processor.get_piece_size()
+
+    def vocabulary(self, layout: CodeLayout) -> Vocabulary:
+        """Returns the one id space of these pieces and the codes of pictures."""
+        return Vocabulary(self.num_pieces, layout, self.special)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of ``text``; ``decode`` gives back every character.
@@ -93,10 +147,7 @@ class TextTokenizer:
         Raises:
             ValueError: if ``text`` holds half of a surrogate pair, which is not a character.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text must be characters, got a lone surrogate at {error.start}") from error
+        utf8(text)
         # A space mark that the user typed would decode to a space, so its bytes are written out.
         first, *others = text.split(SPACE_MARK)
         ids = self._processor.encode(first)
@@ -111,11 +162,11 @@ class TextTokenizer:
             ValueError: if an id is special or no text piece.
         """
         for token in ids:
-            if not Vocabulary.pad < token < self.num_pieces:
-                raise ValueError(f"text ids must lie in ({Vocabulary.pad}, {self.num_pieces}), got {token}")
+            if not self.special.pad < token < self.num_pieces:
+                raise ValueError(f"text ids must lie in ({self.special.pad}, {self.num_pieces}), got {token}")
         return self._processor.decode(list(ids))
 
-    def save(self, folder: Path | str, vocabulary: Vocabulary | None = None):
+    def save(self, folder: Path | str, vocabulary: Vocabulary | None = None) -> None:
         """Writes ``tokenizer.model`` and the files from which ``transformers.AutoTokenizer`` loads the same tokenizer.
 
         With a vocabulary, AutoTokenizer also knows the names of its control tokens and codes. It reads none of them
@@ -144,7 +195,7 @@ class TextTokenizer:
         ).save_pretrained(str(folder))
 
     @classmethod
-    def load(cls, folder: Path | str) -> "TextTokenizer":
+    def load(cls, folder: Path | str) -> "SentencePieceTokenizer":
         """Returns the tokenizer that ``save`` wrote."""
         return cls((Path(folder) / MODEL_FILE).read_bytes())
 
@@ -174,6 +225,18 @@ class TextTokenizer:
         ]
 
 
+def utf8(text: str) -> bytes:
+    """Returns the bytes of a text.
+
+    Raises:
+        ValueError: if it holds half of a surrogate pair, which is not a character.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text must be characters, got a lone surrogate at {error.start}") from error
+
+
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         yield from (line for line in text.replace(SKIPPED, "\n").splitlines() if line)
@@ -183,7 +246,7 @@ def _check(model_proto: bytes):
     model = sentencepiece_model_pb2.ModelProto.FromString(model_proto)  # pyright: ignore[reportAttributeAccessIssue]
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     special = (trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id)
-    if special != (Vocabulary.unk, Vocabulary.bos, Vocabulary.eos, Vocabulary.pad):
+    if SpecialIds(*special) != SpecialIds():
         raise ValueError(f"unk, bos, eos and pad must have ids 0, 1, 2 and 3, got {special}")
     if trainer.model_type != trainer.BPE or not trainer.byte_fallback:
         raise ValueError("the model must be byte-pair encoding with byte fallback, got another kind")

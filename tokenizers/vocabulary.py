@@ -5,7 +5,7 @@ which spells the name of a code or of a control token stays text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -17,28 +17,77 @@ from rebus.tokenizers.tokens import CodeLayout, Grid, Tokens
 
 
 @dataclass(frozen=True)
+class SpecialIds:
+    """Ids among the text pieces that text never becomes; by default those of the project's own text tokenizer."""
+
+    unk: int | None = 0
+    """Of what has no piece, if there is such an id."""
+    bos: int = 1
+    """Opens a sample."""
+    eos: int = 2
+    """Closes a message."""
+    pad: int = 3
+    """Fills up rows; nothing looks at it, so it may be another of these."""
+    others: tuple[int, ...] = ()
+    """Further ones, which a pretrained tokenizer has and nothing here uses."""
+
+    @cached_property
+    def all(self) -> tuple[int, ...]:
+        """All of them, ascending."""
+        unk = () if self.unk is None else (self.unk,)
+        return tuple(sorted({*unk, self.bos, self.eos, self.pad, *self.others}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {**asdict(self), "others": list(self.others)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SpecialIds":
+        """Returns what ``to_dict`` wrote; what is missing is as in the project's own text tokenizer."""
+        return cls(**{**values, "others": tuple(values.get("others", ()))})
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """The ids that a language model reads and writes.
 
-    The attributes named after a token are its id. ``unk``, ``bos``, ``eos`` and ``pad`` are the first text pieces;
+    The attributes named after a token are its id. ``unk``, ``bos``, ``eos`` and ``pad`` are among the text pieces;
     ``begin_picture``, ``end_picture``, ``user`` and ``assistant`` are the control tokens, in this order. Only if
     pictures may have several grids, there are size tokens, too: one for each number that rows or columns may be.
     """
 
-    unk: ClassVar[int] = 0
-    bos: ClassVar[int] = 1
-    eos: ClassVar[int] = 2
-    pad: ClassVar[int] = 3
     control_names: ClassVar[tuple[str, ...]] = ("<|picture|>", "<|/picture|>", "<|user|>", "<|assistant|>")
 
     num_text: int
-    """Pieces of the text tokenizer, with the four special ones."""
+    """Pieces of the text tokenizer, with the special ones."""
     layout: CodeLayout
     """Codes of one picture."""
+    special: SpecialIds = SpecialIds()
+    """Which of the text pieces are special."""
 
     def __post_init__(self):
-        if self.num_text <= self.pad:
-            raise ValueError(f"num_text must be at least {self.pad + 1}, got {self.num_text}")
+        if self.num_text <= self.special.all[-1]:
+            raise ValueError(f"num_text must be at least {self.special.all[-1] + 1}, got {self.num_text}")
+
+    @property
+    def unk(self) -> int | None:
+        """Stands for what has no piece; no sample holds it."""
+        return self.special.unk
+
+    @property
+    def bos(self) -> int:
+        """Opens a sample."""
+        return self.special.bos
+
+    @property
+    def eos(self) -> int:
+        """Closes a message, and a document."""
+        return self.special.eos
+
+    @property
+    def pad(self) -> int:
+        """Fills up rows."""
+        return self.special.pad
 
     @cached_property
     def begin_picture(self) -> int:
@@ -184,10 +233,12 @@ class Vocabulary:
         raise ValueError(f"a picture must have {allowed} positions, got {length}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON."""
-        return {"num_text": self.num_text, "layout": self.layout.to_dict()}
+        """Returns plain values for JSON; special ids only if they are not the default ones."""
+        values = {"num_text": self.num_text, "layout": self.layout.to_dict()}
+        return values if self.special == SpecialIds() else {**values, "special": self.special.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Vocabulary":
         """Returns the vocabulary that ``to_dict`` wrote."""
-        return cls(values["num_text"], CodeLayout.from_dict(values["layout"]))
+        special = SpecialIds.from_dict(values.get("special", {}))
+        return cls(values["num_text"], CodeLayout.from_dict(values["layout"]), special)
