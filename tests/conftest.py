@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from rebus.tokenizers.text_tokenizer import TextTokenizer
+from rebus.tokenizers.text_tokenizer import SentencePieceTokenizer
 from rebus.tokenizers.tokens import CodeLayout, Stream
 from rebus.tokenizers.vocabulary import Vocabulary
 
@@ -29,19 +29,19 @@ def layout() -> CodeLayout:
 
 
 @pytest.fixture(scope="session")
-def text_tokenizer() -> TextTokenizer:
+def text_tokenizer() -> SentencePieceTokenizer:
     rng = random.Random(0)
     sentences = [" ".join(rng.choices(WORDS, k=rng.randint(2, 9))) for _ in range(300)]
-    return TextTokenizer.train(sentences, num_pieces=421)
+    return SentencePieceTokenizer.train(sentences, num_pieces=421)
 
 
 @pytest.fixture(scope="session")
-def vocabulary(layout: CodeLayout, text_tokenizer: TextTokenizer) -> Vocabulary:
+def vocabulary(layout: CodeLayout, text_tokenizer: SentencePieceTokenizer) -> Vocabulary:
     return Vocabulary(text_tokenizer.num_pieces, layout)
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory, text_tokenizer: TextTokenizer) -> Path:
+def exports(tmp_path_factory: pytest.TempPathFactory, text_tokenizer: SentencePieceTokenizer) -> Path:
     """A folder with all parts of a model, as the stages export them, with random weights."""
     # Imported here, so that tests of other things start fast.
     import torch

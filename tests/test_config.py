@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from rebus.train.command_line import dumps, load
-from rebus.train.config import OptimConfig, RunConfig, parse
+from rebus.train.config import CosineFall, OptimConfig, RunConfig, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +166,16 @@ def test_files(tmp_path: Path, values: dict[str, object], expected: DrawingStage
         (["--run.ema", "1"], "run.ema must be in [0, 1), got 1.0"),
         (["--run.threads", "0"], "run.threads must be positive, got 0"),
         (["--run.steps", "0"], "run.steps must be positive, got 0"),
-        (["--run.zero_stage", "0"], "run.zero_stage must be in [1, 2] for bfloat16, got 0"),
+        (["--run.zero_stage", "0"], "run.zero_stage must be in [1, 3] for bfloat16, got 0"),
+        (["--run.accumulation", "0"], "run.accumulation must be positive, got 0"),
+        (["--run.ema", "0.9", "--run.zero_stage", "3"], "run.ema must be null where run.zero_stage is 3, got 0.9"),
+        (
+            ["--run.dtype", "float32", "--run.offload", "true"],
+            "run.offload must be false where nothing is sharded, got True",
+        ),
+        (["--optim.rates", '{"head": 0}'], "optim.rates[head] must be positive (a part that must not learn is frozen)"),
+        (["--optim.fall", "CosineFall", "--optim.fall.lowest", "2"], "optim.fall.lowest must be in [0, 1], got 2.0"),
+        (["--optim.fall", "StepFall"], "optim.fall must be one of LinearFall, CosineFall, got StepFall"),
     ],
 )
 def test_wrong_command_lines_get_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
@@ -232,6 +243,23 @@ def test_learning_rate_is_a_trapezoid(num_steps: int, warmup: int, cooldown: flo
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_cosine_is_that_of_transformers_once_warm() -> None:
+    scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+        torch.optim.SGD([torch.zeros(1)], lr=2.0), num_warmup_steps=7, num_training_steps=50, min_lr_rate=0.1
+    )
+    rate = scheduler.lr_lambdas[0]
+    optim = OptimConfig(lr=2.0, warmup_steps=7, cooldown_fraction=1.0, fall=CosineFall(lowest=0.1))
+    ours = [optim.learning_rate(step, 50) for step in range(50)]
+    assert ours[7:] == pytest.approx([2 * rate(step) for step in range(7, 50)])
+    assert ours[:8] == pytest.approx([2 * (step + 1) / 8 for step in range(8)])
+
+
+def test_parts_and_falls_come_from_the_command_line() -> None:
+    flags = ["--optim.rates", '{"embed": 0.5}', "--optim.frozen", '["head", "norm"]', "--optim.cooldown_fraction", "1"]
+    optim = config_of(*flags, "--optim.fall", "CosineFall", "--optim.fall.lowest", "0.1").optim
+    assert (optim.rates, optim.frozen, optim.fall) == ({"embed": 0.5}, ("head", "norm"), CosineFall(lowest=0.1))
 
 
 def test_learning_rate_values() -> None:

@@ -109,7 +109,8 @@ def test_third_party_imports_are_declared_and_declared_dependencies_imported():
     third_party = imported_modules() - ours - sys.stdlib_module_names
     base = distributions(PYPROJECT["project"]["dependencies"])
     extras = PYPROJECT["project"]["optional-dependencies"]
-    extra = distributions(extras["evaluation"]) | distributions(extras["data"])
+    names = ("cluster", "data", "evaluation", "finetuning")
+    extra = set().union(*(distributions(extras[name]) for name in names))
     provided_by = {name: {normalized(each) for each in names} for name, names in packages_distributions().items()}
     assert {name for name in third_party if not provided_by.get(name, set()) & (base | extra)} == set()
     imported = set().union(*(provided_by[name] for name in third_party))

@@ -15,11 +15,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from rebus.train.average import WeightAverage
 from rebus.train.config import OptimConfig, RunConfig
 from rebus.train.loop import launch, train
-from rebus.train.runtime import Processes, pick_device, to_device
-from rebus.train.updates import adamw
+from rebus.train.runtime import Processes, pick_device
 
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=2, cooldown_fraction=0.5)
 
@@ -85,6 +83,10 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+def state(checkpoint: Path) -> bytes:
+    return (checkpoint / "state-00000.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"dtype": "bfloat16"}], ids=["plain", "average", "bfloat16"])
 def test_stopped_and_resumed_equals_straight_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     straight, parts = (run_config(tmp_path / name, **changes) for name in ("straight", "parts"))
@@ -92,8 +94,8 @@ def test_stopped_and_resumed_equals_straight_bit_for_bit(tmp_path: Path, changes
     assert not run(parts, terminate_at(2))
     assert [path.name for path in parts.output.glob("checkpoint-*")] == ["checkpoint-3"]
     assert run(parts)
-    for folder in ("export", "checkpoint-6"):
-        assert weights(straight.output / folder) == weights(parts.output / folder)
+    assert weights(straight.output / "export") == weights(parts.output / "export")
+    assert state(straight.output / "checkpoint-6") == state(parts.output / "checkpoint-6")
     assert losses(straight.output) == losses(parts.output)
 
 
@@ -166,9 +168,42 @@ def test_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
             next(stage.model.parameters()).data.fill_(torch.nan)
 
     stage.at_step = spoil
-    with pytest.raises(FloatingPointError, match=r"step 2: loss must be finite, got nan"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 2: loss must be finite, got nan; its batch is in .*step-2-rank-0"
+    ):
         train(stage, config, OPTIM, config)
     assert not list(tmp_path.glob("checkpoint-*"))
+    noted = safetensors.torch.load_file(tmp_path / "suspicious" / "step-2-rank-0" / "part-0.safetensors")
+    assert torch.equal(noted["batch"], SumStage(config).batch(2, 0, 1))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    stage = SumStage(config)
+    own_loss = stage.loss
+    weight = next(stage.model.parameters())
+
+    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = own_loss(batch)
+        return value + (weight.sum() * 0).sqrt(), metrics  # the slope of a root at 0
+
+    stage.loss = loss
+    before = weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="step 0: the gradient's norm must be finite, got nan"):
+        train(stage, config, OPTIM, config)
+    assert torch.equal(weight, before)
+
+
+def test_a_spike_is_written_down_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_config(tmp_path, steps=80, save_every=30)
+    stage = CountingStage(config)
+    own_batch = stage.batch
+    stage.batch = lambda step, rank, world: own_batch(step, rank, world) * (50 if step == 70 else 1)
+    assert train(stage, config, OPTIM, config)
+    assert [folder.name for folder in (tmp_path / "suspicious").iterdir()] == ["step-70-rank-0"]
+    why = json.loads((tmp_path / "suspicious" / "step-70-rank-0" / "why.json").read_text())
+    assert why["step"] == 70 and why["loss"] > why["mean"] and why["data"] == {"drawn": 71 * 7}
+    assert "step 70: loss " in capsys.readouterr().out
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -180,23 +215,80 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         run(replace(config, ema=0.9))
     other = SumStage(config)
     other.model = nn.Linear(3, 1)
-    with pytest.raises(ValueError, match="must be a whole checkpoint of this model"):
+    with pytest.raises(
+        ValueError, match="must be a checkpoint of this model: it has other parameters: 0.bias, 0.weight"
+    ):
+        train(other, config, OPTIM, config)
+    other.model = SumStage(config).model
+    other.model[4] = nn.Linear(17, 2)  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(ValueError, match=r"4.weight must have shape \(2, 17\), got \(1, 17\)"):
         train(other, config, OPTIM, config)
     other = SumStage(config)
     other.parts = {"adder": "another"}
     with pytest.raises(ValueError, match=r"must be {'adder': 'one'}, as in .*, got {'adder': 'another'}"):
         train(other, config, OPTIM, config)
-    for name in ("model.safetensors", "optimizer.pt"):
-        file = tmp_path / "checkpoint-2" / name
-        whole = file.read_bytes()
-        for torn in (b"", b"no pickle, no archive", whole[: len(whole) // 2]):
-            file.write_bytes(torn)
-            with pytest.raises(ValueError, match="must be a whole checkpoint of this model"):
-                run(config)
-        file.write_bytes(whole)
-    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
-    with pytest.raises(ValueError, match="must be a checkpoint of a training without DeepSpeed"):
-        run(config)
+
+
+def test_frozen_weights_must_be_those_of_the_run(tmp_path: Path) -> None:
+    config, frozen = run_config(tmp_path, steps=3), replace(OPTIM, frozen=("0",))
+    run(config, optim=frozen)
+    other = SumStage(config)
+    next(other.model.parameters()).data += 1
+    with pytest.raises(ValueError, match="parts of the run must be .*frozen_weights"):
+        train(other, replace(config, steps=6), frozen, config)
+    assert run(replace(config, steps=6), optim=frozen)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight, config = (run_config(tmp_path / name, save_every=2) for name in ("straight", "damaged"))
+    run(straight)
+    assert not run(config, terminate_at(4))
+    file = config.output / "checkpoint-5" / "state-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run(config)
+    printed = capsys.readouterr().out
+    assert "checkpoint-5 is damaged and left out: state-00000.safetensors not as written" in printed
+    assert "on from checkpoint-4" in printed
+    assert losses(straight.output) == losses(config.output)
+    assert weights(straight.output / "export") == weights(config.output / "export")
+
+
+def test_means_over_a_checkpoint_are_those_of_a_straight_run(tmp_path: Path) -> None:
+    straight, parts = (run_config(tmp_path / name, log_every=6, dtype="bfloat16") for name in ("straight", "parts"))
+    run(straight)
+    assert not run(parts, terminate_at(3))
+    assert run(parts)
+    assert losses(straight.output) == losses(parts.output) and list(losses(parts.output)) == [6]
+
+
+class CountingStage(SumStage):
+    """Draws from a generator of its own, so that its batches depend on those before."""
+
+    def __init__(self, run: RunConfig, at_step: Callable[[int], None] | None = None) -> None:
+        super().__init__(run, at_step)
+        self.drawn = 0
+
+    def batch(self, step: int, rank: int, world: int) -> Float[Tensor, "rows numbers"]:
+        self.drawn += 7
+        return super().batch(self.drawn, rank, world)
+
+    def data_state(self, step: int) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_data_state(self, state: dict[str, Any]) -> None:
+        self.drawn = state["drawn"]
+
+
+def test_data_that_has_a_state_goes_on_where_it_was(tmp_path: Path) -> None:
+    straight, parts = (run_config(tmp_path / name, save_every=2) for name in ("straight", "parts"))
+    assert train(CountingStage(straight), straight, OPTIM, straight)
+    with pytest.raises(ZeroDivisionError):
+        train(CountingStage(parts, lambda step: 1 // (step - 35)), parts, OPTIM, parts)
+    assert train(CountingStage(parts), parts, OPTIM, parts)
+    assert losses(straight.output) == losses(parts.output)
+    assert weights(straight.output / "export") == weights(parts.output / "export")
 
 
 def test_a_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,17 +347,6 @@ def test_loss_is_compiled_where_asked(tmp_path: Path, monkeypatch: pytest.Monkey
     assert compiled == ["loss"]
 
 
-def test_batches_move_as_they_are() -> None:
-    @dataclass(frozen=True)
-    class Pair:
-        ids: Tensor
-        name: str
-
-    there = to_device({"pair": Pair(torch.ones(2), "a"), "rest": [(torch.ones(3), 4)]}, torch.device("meta"))
-    assert there["pair"].ids.is_meta and there["pair"].name == "a"
-    assert there["rest"][0][0].is_meta and there["rest"][0][1] == 4
-
-
 def test_device_of_a_process() -> None:
     second = Processes(rank=1, world=2, local_rank=1)
     assert pick_device(run_config(Path("unused"), device="cuda"), second) == torch.device("cuda", 1)
@@ -282,23 +363,6 @@ def test_threads_are_those_of_the_run(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
-def test_average_follows_the_weights_and_steps_aside() -> None:
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(model.weight, 1.0)
-    average = WeightAverage(model, 0.5)
-    nn.init.constant_(model.weight, 2.0)
-    average.update(0)  # warming up: a tenth of the old
-    average.update(1000)
-    with average.in_place():
-        assert model.weight.item() == pytest.approx(0.5 * 1.9 + 0.5 * 2.0)
-    assert model.weight.item() == 2.0
-    with pytest.raises(ValueError, match="averages must be of the model's parameters"):
-        average.load({"other": torch.ones(1)})
-
-
-def test_only_matrices_that_are_no_embeddings_decay() -> None:
-    model = nn.ModuleDict({"words": nn.Embedding(5, 3), "linear": nn.Linear(3, 2), "norm": nn.LayerNorm(2)})
-    decaying, rest = adamw(model, OPTIM).param_groups
-    assert [tuple(one.shape) for one in decaying["params"]] == [(2, 3)]
-    assert decaying["weight_decay"] == OPTIM.weight_decay and rest["weight_decay"] == 0.0
-    assert len(rest["params"]) == 4
+def test_activations_are_not_recomputed_where_there_are_no_layers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run.activation_checkpointing must be false for a Sequential"):
+        run(run_config(tmp_path, activation_checkpointing=True))

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.picture_links import PictureLinks
-from rebus.data.pretokenize import PretokenizeConfig, pretokenize
+from rebus.data.pretokenize import pretokenize
+from rebus.data.pretokenizer import PretokenizeConfig
 from rebus.data.records import JsonRecords
 from rebus.data.sources import Source
 from rebus.tokenizers.layouts import NestedQueriesConfig
@@ -64,6 +65,15 @@ def test_pretraining_learns_and_plain_transformers_opens_what_it_exports(pretrai
 
 
 @pytest.mark.slow
+def test_micro_batches_and_recomputed_activations_change_no_loss(pack, image_tokenizer, pretrained, tmp_path):
+    config = config_of(image_tokenizer, tmp_path, steps=5, accumulation=2, activation_checkpointing=True)
+    config = replace(config, optim=replace(config.optim, cooldown_fraction=0.0))
+    assert train(pretrain.pretrain_stage(config, pack), config.run, config.optim, config)
+    assert losses(tmp_path) == pytest.approx(losses(pretrained)[:5], rel=1e-5)
+    assert losses(tmp_path, "code_loss") == pytest.approx(losses(pretrained, "code_loss")[:5], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_model_learns_to_draw_by_level_where_there_are_levels(pack, image_tokenizer, tmp_path):
     nested = replace(tokenizer_stage.tiny().tokenizer, layout=NestedQueriesConfig(depth=1, num_heads=2))
     torch.manual_seed(0)
@@ -96,35 +106,52 @@ def test_finetuning_goes_on_from_the_export(pack, image_tokenizer, pretrained, t
     assert sum(text[-3:]) < 0.97 * sum(text[:3])
 
 
-def test_finetuning_learns_what_is_in_shards(pack, image_tokenizer, pretrained, tmp_path):
+def shards_of(folder, image_tokenizer, text_tokenizer):
+    """Folder of shards of three captioned pictures, again and again."""
+    folder.mkdir()
     lines = []
     for index in range(3):
-        Image.new("RGB", (9, 9), (80 * index, 255 - 80 * index, 40)).save(tmp_path / f"{index}.png")
+        Image.new("RGB", (9, 9), (80 * index, 255 - 80 * index, 40)).save(folder / f"{index}.png")
         lines.append(json.dumps({"prompt": f"number {index}", "image": f"{index}.png"}))
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    links = PictureLinks(size_px=1, root=tmp_path)
+    (folder / "pairs.jsonl").write_text("\n".join(16 * lines))
+    links = PictureLinks(size_px=1, root=folder)
     pretokenize(
         PretokenizeConfig(
-            source=Source(records=JsonRecords(tmp_path / "pairs.jsonl"), schema="text_to_image", links=links),
+            source=Source(records=JsonRecords(folder / "pairs.jsonl"), schema="text_to_image", links=links),
             image_tokenizer=image_tokenizer,
-            text_tokenizer=pretrained / "export",
-            output=tmp_path / "shards",
+            text_tokenizer=text_tokenizer,
+            output=folder / "shards",
             max_ids=512,
         )
     )
+    return folder / "shards"
+
+
+def test_finetuning_learns_what_is_in_shards(pack, image_tokenizer, pretrained, tmp_path):
+    shards = shards_of(tmp_path / "mine", image_tokenizer, pretrained / "export")
     config = replace(
         sft.tiny(),
-        run=replace(sft.tiny().run, output=tmp_path / "run", log_every=1),
+        run=replace(sft.tiny().run, output=tmp_path / "run", log_every=1, validate_every=5),
         pretrained=pretrained / "export",
         image_tokenizer=image_tokenizer,
-        shards={str(tmp_path / "shards"): 1.0},
+        shards={str(shards): 1.0},
+        held_out_shards=shards,
     )
-    assert train(sft.sft_stage(config, pack), config.run, config.optim, config)
+    stage = sft.sft_stage(config, pack)
+    before, again = stage.validate(), stage.validate()
+    assert before == again and all(stage.validate() == before for _ in range(2))
+    assert train(stage, config.run, config.optim, config)
     course = losses(tmp_path / "run", "code_loss")
     assert course[-1] < 0.8 * course[0]
-    (tmp_path / "shards" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="must hold finished shards"):
-        sft.sft_stage(config, pack)
+    measured = losses(tmp_path / "run", "validation/code_loss")
+    assert len(measured) == 2 and measured[-1] < 0.8 * before["code_loss"]
+    scenes = sft.sft_stage(replace(config, held_out_shards=None), pack)  # which it saw none of
+    scenes.model.load_state_dict(stage.model.state_dict())
+    assert scenes.validate()["code_loss"] > 1.2 * stage.validate()["code_loss"]
+    (shards / "manifest.json").unlink()
+    for name, value in (("shards", {str(shards): 1.0}), ("held_out_shards", shards)):
+        with pytest.raises(ValueError, match="must hold finished shards"):
+            sft.sft_stage(replace(config, **{"shards": {}, "held_out_shards": None, name: value}), pack)
 
 
 def test_codes_of_another_tokenizer_are_refused(pack, pretrained, tmp_path):
@@ -148,10 +175,12 @@ def test_a_model_of_another_vocabulary_is_refused(pack, image_tokenizer, pretrai
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_processes_under_deepspeed_have_the_losses_of_one(image_tokenizer, pretrained, tmp_path):
+@pytest.mark.parametrize("zero_stage", ["0", "3"])
+def test_two_processes_under_deepspeed_have_the_losses_of_one(zero_stage, image_tokenizer, pretrained, tmp_path):
     flags = ["--preset", "tiny", "--image_tokenizer", str(image_tokenizer), "--run.output", str(tmp_path)]
     # Only the first steps: the learning rate of the level part does not depend on their number.
     flags += ["--run.steps", "8", "--optim.cooldown_fraction", "0", "--run.log_every", "1", "--run.threads", "1"]
+    flags += ["--run.zero_stage", zero_stage]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rebus.train.pretrain"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):

@@ -18,7 +18,6 @@ from rebus.model.saved import SavedModel, describe
 from rebus.model.vae import load_vae
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.text_tokenizer import TextTokenizer
-from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train.checkpoint import draft_of, write_folder
 from rebus.train.config import parse
 
@@ -61,7 +60,7 @@ def _write(config: AssembleConfig, folder: Path) -> None:
     vae = load_vae(config.vae)
     DecoderPipeline(decoder, vae)  # refuses latents that do not fit
     text_tokenizer = TextTokenizer.load(config.language_model)
-    vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
+    vocabulary = text_tokenizer.vocabulary(image_tokenizer.layout)
     language_model = AutoModelForCausalLM.from_pretrained(
         config.language_model, dtype=torch.bfloat16, use_safetensors=True, local_files_only=True
     )

@@ -24,27 +24,40 @@ Config = TypeVar("Config")
 
 
 def parse(
-    presets: Mapping[str, Callable[[], Config]], argv: list[str] | None = None, description: str | None = None
+    presets: Mapping[str, Callable[[], Config]],
+    argv: list[str] | None = None,
+    description: str | None = None,
+    dry_run: Callable[[Config, int | None], None] | None = None,
 ) -> Config:
     """Returns the config that a command line asks for; the first preset is the default.
 
-    A wrong command line ends the program with one line and exit code 2; ``--help`` and ``--print_config`` end it too.
+    A wrong command line ends the program with one line and exit code 2; ``--help``, ``--print_config`` and
+    ``--dry_run`` end it too.
+
+    Args:
+        presets: by name.
+        argv: the flags; those of this process by default.
+        description: what ``--help`` begins with.
+        dry_run: shows what would be done with a config in a number of processes; without it there is no such flag.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    _add_sources(first, presets)
+    _add_sources(first, presets, dry_run is not None)
     try:
         sources, flags = first.parse_known_args(argv)
         config = presets[sources.preset]()
         if sources.config is not None:
             config = load(config, sources.config)
         parser = _parser(config, _choices_of_flags(flags, config), description)
-        _add_sources(parser, presets)
+        _add_sources(parser, presets, dry_run is not None)
         config = _built(type(config), parser.instantiate(parser.parse_args(flags)), "")
+        if sources.print_config:
+            print(dumps(config))
+            sys.exit(0)
+        if dry_run is not None and sources.dry_run is not None:
+            dry_run(config, sources.dry_run or None)
+            sys.exit(0)
     except (ValueError, argparse.ArgumentError) as error:
         _leave(first.prog, _one_line(str(error)))
-    if sources.print_config:
-        print(dumps(config))
-        sys.exit(0)
     return config
 
 
@@ -73,12 +86,15 @@ def load(default: Config, path: Path) -> Config:
         raise ValueError(f"{path}: {_one_line(str(error))}") from error
 
 
-def _add_sources(parser: argparse.ArgumentParser, presets: Mapping[str, Any]) -> None:
+def _add_sources(parser: argparse.ArgumentParser, presets: Mapping[str, Any], can_run_dry: bool) -> None:
     names = list(presets)
     listing = "; ".join(f"{name}: {_summary(presets[name])}" for name in names)
     parser.add_argument("--preset", choices=names, default=names[0], help=f"{listing} (default: {names[0]})")
     parser.add_argument("--config", type=Path, help="JSON or YAML file with some or all of the keys below")
     parser.add_argument("--print_config", action="store_true", help="print the resulting config as JSON and leave")
+    if can_run_dry:
+        text = "show config, memory and launch command for so many processes (default: as launched), and leave"
+        parser.add_argument("--dry_run", type=int, nargs="?", const=0, metavar="PROCESSES", help=text)
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
     )  # DeepSpeed's launcher says it
@@ -194,7 +210,8 @@ def _one_line(message: str) -> str:
     """Returns a message of jsonargparse without what only its authors can read."""
     lines = [line.strip(" -") for line in message.splitlines()]
     if any(line.startswith("Given value type") for line in lines):  # a union lists what each member says
-        lines = [lines[0], *(line for line in lines[1:] if line.startswith(("Option", "Expected")))]
+        ours = [line for line in lines if " must be " in line]  # what a config of ours refuses
+        lines = ours or [lines[0], *(line for line in lines[1:] if line.startswith(("Option", "Expected")))]
     text = re.sub(r'Parser key "([\w.]+)"', r"\1", " ".join(lines))
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
     return re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)

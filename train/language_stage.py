@@ -7,33 +7,37 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-import torch.distributed as distributed
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from rebus.data.emoji import EmojiPack
-from rebus.data.loading import PackedLoader, ShardLoader
+from rebus.data.loading import PackedLoader
 from rebus.data.mini_concepts import mini_concepts, other_concepts
 from rebus.data.packing import PackedBatch
+from rebus.data.prefetch import Prefetched
 from rebus.data.samples import Sample
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
-from rebus.data.scenes import TASKS
+from rebus.data.scenes import SCENE_SIZE_PX, TASKS
+from rebus.data.shard_loading import ShardLoader
 from rebus.data.shards import Shards
 from rebus.model.continuation import Decoding, Request
 from rebus.model.engine import Engine
 from rebus.model.language_model import DOCUMENT_ATTENTION, LanguageBatch, language_batch, loss
 from rebus.model.levels import level_batch
+from rebus.model.trained_weights import ALL_WEIGHTS, TrainingChoice
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
-from rebus.tokenizers.text_tokenizer import TextTokenizer
+from rebus.tokenizers.text_tokenizer import SentencePieceTokenizer, TextTokenizer
 from rebus.tokenizers.tokens import Tokens
-from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train.config import RunConfig
 
 NUM_VALIDATION_BATCHES = 4
+MAX_VALIDATION_ROWS = 16
+"""Every process reads all rows of a validation at once: those of a step of many processes would not fit into one."""
 _CAPITALS = re.compile("[A-Z]{2,}")
 
 
@@ -49,13 +53,13 @@ def scene_samples(pack: EmojiPack) -> tuple[SceneSamples, SceneSamples]:
     return train, SceneSamples(SceneSampler(pack, concepts, "held_out"))
 
 
-def train_text_tokenizer(samples: SceneSamples, num_pieces: int, num_samples: int) -> TextTokenizer:
+def train_text_tokenizer(samples: SceneSamples, num_pieces: int, num_samples: int) -> SentencePieceTokenizer:
     """Returns a tokenizer learned from the text of documents and chats, and from the labels and tags of the pack.
 
     No piece of it joins capitals, so that the word of a sign is spelled as it is drawn: letter by letter.
     """
     words = (word for concept in samples.pack.concepts.values() for word in (concept.label, *concept.tags))
-    return TextTokenizer.train(itertools.chain(_texts(samples, num_samples), words), num_pieces)
+    return SentencePieceTokenizer.train(itertools.chain(_texts(samples, num_samples), words), num_pieces)
 
 
 def _texts(samples: SceneSamples, number: int) -> Iterator[str]:
@@ -75,7 +79,7 @@ class LanguageStage:
     def __init__(
         self,
         run: RunConfig,
-        model: LlamaForCausalLM,
+        model: PreTrainedModel,
         text_tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer,
         make_samples: tuple[Callable[[random.Random], Sample], Callable[[random.Random], Sample]],
@@ -83,12 +87,14 @@ class LanguageStage:
         prompts: list[list[int]],
         by_level: bool = False,
         shards: Mapping[str, float] = MappingProxyType({}),
+        held_out_shards: Path | None = None,
+        training: TrainingChoice = ALL_WEIGHTS,
     ) -> None:
         """Takes a model and what feeds it.
 
         Args:
             run: batch size in rows, and the seed.
-            model: over the vocabulary of both tokenizers.
+            model: a Llama or one like it, over the vocabulary of both tokenizers.
             text_tokenizer: saved with the model.
             image_tokenizer: frozen.
             make_samples: of the training, and held-out ones.
@@ -96,12 +102,15 @@ class LanguageStage:
             prompts: ids after which the model draws a picture, to be looked at.
             by_level: whether it learns to draw a level of codes at once, too.
             shards: folders of shards to train on instead of the first samples, and how often each is drawn from.
+            held_out_shards: folder of shards to validate on instead of the held-out samples.
+            training: what of the model trains.
 
         Raises:
-            ValueError: if the model has another vocabulary than the tokenizers, there are no levels to learn, or shards
-                are not whole or not of these tokenizers.
+            ValueError: if the model has another vocabulary than the tokenizers, or looks back less far than a row is
+                long; if there are no levels to learn; if scenes have another size than the image tokenizer's pictures;
+                or if shards are not whole or not of these tokenizers.
         """
-        self.vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
+        self.vocabulary = text_tokenizer.vocabulary(image_tokenizer.layout)
         if model.config.vocab_size != self.vocabulary.size:
             got = f"{model.config.vocab_size} in the model"
             raise ValueError(f"the model's vocabulary must have the tokenizers' {self.vocabulary.size} ids, got {got}")
@@ -110,54 +119,80 @@ class LanguageStage:
             raise ValueError(f"image_tokenizer must be {trained_with}, as in pretraining, got {image_tokenizer.hash}")
         if by_level and not image_tokenizer.layout.levels:
             raise ValueError("by_level must be False for an image tokenizer without levels, got True")
+        if image_tokenizer.image_size != SCENE_SIZE_PX and not (shards and held_out_shards):
+            got = f"{image_tokenizer.image_size} px, where scenes have {SCENE_SIZE_PX}"
+            raise ValueError(f"shards and held_out_shards must be given for an image tokenizer of {got}")
+        window = getattr(model.config, "sliding_window", None)
+        if window is not None and row_length > window:
+            raise ValueError(f"row_length must be at most {window}, as far as the model looks back, got {row_length}")
         self.model, self.by_level = model, by_level
+        self.trained = training.prepare(model, self.vocabulary, run.seed)
         self.model.set_attn_implementation("sdpa" if by_level else DOCUMENT_ATTENTION)
         self.text_tokenizer, self.image_tokenizer, self.prompts = text_tokenizer, image_tokenizer, prompts
         self.parts = {"image_tokenizer": image_tokenizer.hash, "text_tokenizer": text_tokenizer.hash}
-        self.loaders: list[PackedLoader | ShardLoader] = [
+        validation_rows = min(run.batch_size, MAX_VALIDATION_ROWS)
+        self.train_loader, held_out_samples = (
             PackedLoader(
                 make_sample=make_sample,
                 encode=image_tokenizer.encode,
                 text_tokenizer=text_tokenizer,
                 vocabulary=self.vocabulary,
-                rows=run.batch_size,
+                rows=rows,
                 length=row_length,
                 seed=run.seed,
             )
-            for make_sample in make_samples
-        ]
+            for make_sample, rows in zip(make_samples, (run.batch_size, validation_rows), strict=True)
+        )
+        self.shard_loader: Prefetched | None = None
         if shards:
-            folders = [Shards(Path(folder)) for folder in shards]
-            for folder in folders:
-                folder.check_made_by(image_tokenizer=image_tokenizer.hash, text_tokenizer=text_tokenizer.hash)
-            self.loaders[0] = ShardLoader(
-                folders, list(shards.values()), rows=run.batch_size, length=row_length, seed=run.seed
-            )
+            self.shard_loader = Prefetched(self._shard_loader(shards, run.batch_size, row_length, run.seed))
+        self.held_out_loader: PackedLoader | ShardLoader = held_out_samples
+        if held_out_shards is not None:
+            self.held_out_loader = self._shard_loader({str(held_out_shards): 1.0}, validation_rows, row_length, 0)
+
+    def _shard_loader(self, shards: Mapping[str, float], rows: int, length: int, seed: int) -> ShardLoader:
+        """Returns what reads from folders of shards, once these are known to be of both tokenizers."""
+        folders = [Shards(Path(folder)) for folder in shards]
+        for folder in folders:
+            folder.check_made_by(image_tokenizer=self.image_tokenizer.hash, text_tokenizer=self.text_tokenizer.hash)
+        return ShardLoader(folders, list(shards.values()), rows=rows, length=length, seed=seed)
 
     def batch(self, step: int, rank: int, world: int) -> LanguageBatch:
         """Returns this rank's rows of the step's batch, each a pure function of its number."""
-        batch = self._with_targets(self.loaders[0].batch(step, rank, world))
-        if world > 1:
-            # Gradients are averaged over ranks as equals, so all divide by the same number of targets.
-            numbers = batch.num_targets.to(self.model.device)
-            distributed.all_reduce(numbers)
-            batch.num_targets.copy_(numbers / world)
-        return batch
+        return self._with_targets((self.shard_loader or self.train_loader).batch(step, rank, world))
 
     def _with_targets(self, packed: PackedBatch) -> LanguageBatch:
         return (level_batch if self.by_level else language_batch)(packed, self.vocabulary)
+
+    def data_state(self, step: int) -> dict[str, Any]:
+        """Returns where the reading of shards stands before a step; scenes are drawn anew and have no state."""
+        return self.shard_loader.state(step) if self.shard_loader is not None else {}
+
+    def load_data_state(self, state: dict[str, Any]) -> None:
+        """Goes on reading where the state was taken.
+
+        Raises:
+            ValueError: if it is that of other data.
+        """
+        if bool(state) != (self.shard_loader is not None):
+            raise ValueError("shards must be given if, and only if, the run began with them")
+        if self.shard_loader is not None:
+            self.shard_loader.load_state(state)
 
     def loss(self, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean loss of all targets, and that of text and codes by themselves."""
         return loss(self.model, batch)
 
     def validate(self) -> dict[str, float]:
-        """Returns the losses on held-out scenes."""
+        """Returns the losses on held-out scenes or shards: the same few batches each time.
+
+        A loader of shards still knows its last steps, so it can be asked for its first few again and again.
+        """
         device = self.model.device
         rows = []
         for step in range(NUM_VALIDATION_BATCHES):
-            batch = self._with_targets(self.loaders[1].batch(step).to(device))
-            rows.append(loss(self.model, batch)[1])
+            batch = self._with_targets(self.held_out_loader.batch(step).to(device))
+            rows.append(self.loss(batch)[1])
         return {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}
 
     def samples(self, folder: Path) -> None:
@@ -166,16 +201,22 @@ class LanguageStage:
             Request(prompt=prompt, max_text_tokens=0, num_pictures=1, start_picture=True, seed=seed)
             for seed, prompt in enumerate(self.prompts)
         ]
-        rows = Engine(self.model, self.vocabulary).generate(requests, Decoding(by_level=self.by_level))
+        rows = Engine(self.trained.stock(), self.vocabulary).generate(requests, Decoding(by_level=self.by_level))
         codes = [self.vocabulary.unflatten(row.ids[1:-1]) for row in rows]
         pictures = self.image_tokenizer.decode(Tokens.cat(codes))
         sheet = (rearrange(pictures, "b c h w -> h (b w) c") * 255).round().byte()
         Image.fromarray(sheet.numpy()).save(folder / "drawn.png")
 
     def export(self, folder: Path) -> None:
-        """Writes the language model in bfloat16 and its text tokenizer, as stock ``transformers`` files."""
-        copy = deepcopy(self.model).bfloat16()  # transformers takes the format it writes down from the model
+        """Writes the language model in bfloat16 and its text tokenizer, as stock ``transformers`` files.
+
+        Adapters are merged, and written once more by themselves into ``adapter``.
+        """
+        stock = self.trained.stock()  # with adapters a copy, and one with hooks that cannot be copied again
+        copy = deepcopy(stock) if stock is self.model else stock
+        copy.bfloat16()  # transformers takes the format it writes down from the model
         copy.set_attn_implementation("sdpa")
         copy.config.image_tokenizer_hash = self.image_tokenizer.hash
         copy.save_pretrained(folder)
         self.text_tokenizer.save(folder, self.vocabulary)
+        self.trained.save_adapter(folder / "adapter")

@@ -27,6 +27,7 @@ class Reporter:
 
     def __init__(self, output: Path, step: int, num_steps: int, batch_size: int) -> None:
         self.path, self.num_steps, self.batch_size = output / "metrics.jsonl", num_steps, batch_size
+        self._validated: set[int] = set()
         self._cut(step)
         self.board = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)
         self.last_step, self.last_time = step, time.monotonic()
@@ -56,8 +57,13 @@ class Reporter:
             minutes = (self.num_steps - step) * self.batch_size / rate / 60
             self._line(step, {**metrics, "per_second": rate, "minutes_left": minutes})
 
+    def is_validated(self, step: int) -> bool:
+        """Returns whether a validation after so many steps stands in the report, of this process or an earlier one."""
+        return step in self._validated
+
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Reports a validation."""
+        self._validated.add(step)
         self._write(step, {f"validation/{name}": value for name, value in metrics.items()})
         self._line(step, {f"validation/{name}": value for name, value in metrics.items()})
 
@@ -94,7 +100,11 @@ class Reporter:
         if self.path.exists():
             # A line that a full disk or a power cut left without its end is of a step after the checkpoint.
             whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            lines = [line for line in whole if json.loads(line)["step"] <= step]
+            rows = {line: json.loads(line) for line in whole}
+            lines = [line for line, row in rows.items() if row["step"] <= step]
+            self._validated = {
+                rows[line]["step"] for line in lines if any("validation/" in name for name in rows[line])
+            }
             new = self.path.with_suffix(".new")
             new.write_text("".join(line + "\n" for line in lines))
             os.replace(new, self.path)

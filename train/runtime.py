@@ -8,16 +8,18 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from rebus.train.config import OptimConfig, RunConfig
+
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,33 @@ class Processes:
         total = self._reduced(list(values.values()), dist.ReduceOp.SUM)
         return {name: value / self.world for name, value in zip(values, total, strict=True)}
 
+    def told(self, tell: Callable[[], Told]) -> Told:
+        """Returns what the first process finds; an error of its own is raised in all of them."""
+        if self.world == 1:
+            return tell()
+        found: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                found = [tell()]
+            except (ValueError, OSError) as error:
+                found = [error]
+        dist.broadcast_object_list(found)
+        if isinstance(found[0], ValueError | OSError):
+            raise found[0]
+        return found[0]
+
+    def share_targets(self, parts: Sequence[Any]) -> None:
+        """Gives all micro-batches of a step, in all processes, the mean of their numbers of targets to divide by.
+
+        Gradients are averaged over micro-batches and processes as equals, whatever the number of targets in each.
+        """
+        counted = [part.num_targets for part in parts if hasattr(part, "num_targets")]
+        if counted:
+            total = torch.stack(counted).sum(0)
+            shared = torch.tensor(self._reduced(total.flatten().tolist(), dist.ReduceOp.SUM)).view_as(total)
+            for num_targets in counted:
+                num_targets.copy_(shared / (len(parts) * self.world))
+
     def _reduced(self, values: list[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world == 1:
             return values
@@ -55,15 +84,44 @@ def start_processes(run: RunConfig) -> Processes:
     """Joins the processes that torchrun or DeepSpeed's launcher started; alone without a launcher.
 
     Raises:
-        ValueError: if the batch does not divide among them.
+        ValueError: if the batch does not divide among them, or something shall be offloaded without DeepSpeed.
     """
-    rank, world, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    processes = Processes(rank, max(world, 1), local_rank)
-    if run.batch_size % processes.world:
-        raise ValueError(f"run.batch_size must be a multiple of {processes.world} processes, got {run.batch_size}")
+    processes = launched_processes()
+    check_fits(run, processes)
     if uses_deepspeed(run, processes) and not dist.is_initialized():
         _join(pick_device(run, processes))
     return processes
+
+
+def launched_processes() -> Processes:
+    """Returns the processes that a launcher started; this one alone without a launcher."""
+    rank, world, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Processes(rank, max(world, 1), local_rank)
+
+
+def loaded_dtype(run: RunConfig, processes: Processes) -> torch.dtype:
+    """Returns the number format to load weights in: bfloat16 where DeepSpeed would round them to it at once."""
+    rounded = run.dtype == "bfloat16" and uses_deepspeed(run, processes)
+    return torch.bfloat16 if rounded else torch.float32
+
+
+def check_fits(run: RunConfig, processes: Processes) -> None:
+    """Checks what a run asks for against the number of processes.
+
+    Raises:
+        ValueError: if the batch does not divide among them, weights in bfloat16 shall be averaged, which would be
+            rounded each time, or something shall be offloaded without DeepSpeed.
+    """
+    num_parts = processes.world * run.accumulation
+    if run.batch_size % num_parts:
+        each = f" with {run.accumulation} micro-batches each" if run.accumulation > 1 else ""
+        raise ValueError(
+            f"run.batch_size must be a multiple of {processes.world} processes{each}, got {run.batch_size}"
+        )
+    if run.ema is not None and run.dtype == "bfloat16" and uses_deepspeed(run, processes):
+        raise ValueError(f"run.ema must be none where DeepSpeed trains weights in bfloat16, got {run.ema}")
+    if run.offload and not uses_deepspeed(run, processes):
+        raise ValueError("run.offload must be false in one process without run.deepspeed, got True")
 
 
 def uses_deepspeed(run: RunConfig, processes: Processes) -> bool:
@@ -111,14 +169,22 @@ def _end_now() -> None:
 
 def deepspeed_config(run: RunConfig, optim: OptimConfig, world: int) -> dict[str, Any]:
     """Returns DeepSpeed's JSON: plain data parallelism in float32, a sharded float32 optimizer for bfloat16 weights."""
-    return {
-        "train_micro_batch_size_per_gpu": run.batch_size // world,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": optim.clip_norm,
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": run.batch_size // (world * run.accumulation),
+        "gradient_accumulation_steps": run.accumulation,
+        # At stage 0 the updater clips by itself, for DeepSpeed would clip by a norm that is not finite and not tell.
+        "gradient_clipping": optim.clip_norm if run.sharding > 0 else 0.0,
         "bf16": {"enabled": run.dtype == "bfloat16"},
         "zero_optimization": {"stage": run.sharding},
         "steps_per_print": run.steps + 1,
     }
+    if run.offload:
+        # Its own optimizer for the host is compiled at the first start; torch's AdamW does the same arithmetic.
+        config["zero_force_ds_cpu_optimizer"] = False
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        if run.sharding == 3:
+            config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+    return config
 
 
 def pick_device(run: RunConfig, processes: Processes) -> torch.device:
@@ -132,6 +198,36 @@ def set_threads(run: RunConfig) -> None:
     """Limits the processor threads of this process to those of the run."""
     if run.threads is not None:
         torch.set_num_threads(run.threads)
+
+
+def compiled(model: nn.Module, loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the loss of a model for ``torch.compile``; the blocks of a language model are compiled each by itself.
+
+    All of its loss would be compiled anew for each number of documents in a batch.
+    """
+    blocks = getattr(getattr(model, "model", None), "layers", None)
+    if not isinstance(blocks, nn.ModuleList):
+        return torch.compile(loss)
+    for block in blocks:
+        block.compile()
+    return loss
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Lets a model keep only the inputs of its layers while it trains; the backward pass computes the rest again.
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", https://arxiv.org/abs/1604.06174.
+
+    Raises:
+        ValueError: if the model is none of ``transformers`` that can.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        name = type(model).__name__
+        raise ValueError(f"run.activation_checkpointing must be false for a {name}, which has no such layers, got True")
+    # transformers renamed it within version 5; where both names are known, the old one warns.
+    name = "activation_checkpointing_enable"
+    enable: Any = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})
 
 
 def seed_step(run: RunConfig, step: int, rank: int) -> None:

@@ -9,20 +9,24 @@ python -m rebus.train.sft --preset mini --pretrained assets/mini --image_tokeniz
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.rendering import render_prompt
 from rebus.data.samples import Message
+from rebus.model.trained_weights import ALL_WEIGHTS, TrainingChoice
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.text_tokenizer import TextTokenizer
-from rebus.tokenizers.vocabulary import Vocabulary
+from rebus.train import dry_run
+from rebus.train.base import empty_base, load_base
 from rebus.train.config import OptimConfig, RunConfig, parse
 from rebus.train.language_stage import LanguageStage, held_out_captions, scene_samples
 from rebus.train.loop import launch
+from rebus.train.runtime import launched_processes, loaded_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +41,18 @@ class SftConfig:
     """Exported language model with its text tokenizer."""
     image_tokenizer: Path
     """Exported image tokenizer that the language model was pretrained with."""
+    base: Path | None = None
+    """Folder of a stock language model to start from instead of ``pretrained``; it brings its text tokenizer."""
+    training: TrainingChoice = ALL_WEIGHTS
+    """What of the model trains."""
     row_length: int = 512
     """Ids of a row."""
     by_level: bool = False
     """Whether the model learns to draw a level of codes at once, too, where the image tokenizer has levels."""
     shards: dict[str, float] = field(default_factory=dict)
     """Folders of shards to train on instead of chats about scenes, and how often a sample is drawn from each."""
+    held_out_shards: Path | None = None
+    """Folder of shards to validate on instead of held-out scenes."""
 
 
 def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
@@ -51,16 +61,22 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
     Raises:
         ValueError: if the folder holds no language model, or one of another vocabulary.
     """
-    if not (config.pretrained / "config.json").is_file():
-        raise ValueError(f"pretrained must be an exported language model, got {config.pretrained}")
+    _check_pretrained(config)
     samples, held_out = scene_samples(pack)
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer)
-    text_tokenizer = TextTokenizer.load(config.pretrained)
-    vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)
+    dtype = loaded_dtype(config.run, launched_processes())
+    if config.base is not None:
+        generator = torch.Generator().manual_seed(config.run.seed)
+        model, text_tokenizer = load_base(config.base, image_tokenizer, generator, dtype)
+    else:
+        text_tokenizer = TextTokenizer.load(config.pretrained)
+        options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.pretrained, **options)
+    vocabulary = text_tokenizer.vocabulary(image_tokenizer.layout)
     requests = [(Message("user", (caption,)),) for caption in held_out_captions(held_out)]
     return LanguageStage(
         config.run,
-        LlamaForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32),
+        model,
         text_tokenizer,
         image_tokenizer,
         (samples.chat, held_out.chat),
@@ -68,7 +84,31 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         [render_prompt(request, text_tokenizer, vocabulary) for request in requests],
         by_level=config.by_level,
         shards=config.shards,
+        held_out_shards=config.held_out_shards,
+        training=config.training,
     )
+
+
+def empty_model(config: SftConfig) -> PreTrainedModel:
+    """Returns the model on the meta device as DeepSpeed would find it: its sizes without its weights.
+
+    Raises:
+        ValueError: if the folder holds no language model.
+    """
+    _check_pretrained(config)
+    layout, dtype = ImageTokenizer.load(config.image_tokenizer).layout, getattr(torch, config.run.dtype)
+    if config.base is not None:
+        model, vocabulary = empty_base(config.base, layout, dtype)
+    else:
+        vocabulary = TextTokenizer.load(config.pretrained).vocabulary(layout)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.pretrained), dtype=dtype)
+    return config.training.prepare(model, vocabulary, seed=0).model
+
+
+def _check_pretrained(config: SftConfig) -> None:
+    if config.base is None and not (config.pretrained / "config.json").is_file():
+        raise ValueError(f"pretrained must be an exported language model, got {config.pretrained}")
 
 
 def mini() -> SftConfig:
@@ -97,7 +137,8 @@ PRESETS = {"mini": mini, "tiny": tiny}
 
 def main(argv: list[str] | None = None) -> None:
     """Finetunes a language model as the command line says."""
-    config = parse(PRESETS, argv, description=__doc__)
+    show = partial(dry_run.show, "rebus.train.sft", argv)
+    config = parse(PRESETS, argv, __doc__, lambda config, world: show(config, empty_model(config), world))
     launch("sft", lambda: sft_stage(config, EmojiPack.open()), config)
 
 

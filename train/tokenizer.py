@@ -29,8 +29,7 @@ from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.tokenizers.supervision import Supervision, SupervisionConfig
-from rebus.tokenizers.text_tokenizer import TextTokenizer
-from rebus.tokenizers.vocabulary import Vocabulary
+from rebus.tokenizers.text_tokenizer import SentencePieceTokenizer
 from rebus.train.config import OptimConfig, RunConfig, parse
 from rebus.train.loop import launch
 
@@ -99,14 +98,14 @@ class TokenizerStage:
         texts = (
             caption(self.train_scenes.scene(rng := random.Random(row)), rng, pack) for row in range(config.num_texts)
         )
-        self.text_tokenizer = TextTokenizer.train(texts, config.num_text_pieces)
+        self.text_tokenizer = SentencePieceTokenizer.train(texts, config.num_text_pieces)
         self.parts = {"text_tokenizer": self.text_tokenizer.hash}
         torch.manual_seed(config.run.seed)
         tokenizer = config.tokenizer.build()
         self.regions = SceneRegions(mini_concepts(pack))
         supervision = config.supervision.build(
             num_pieces=self.text_tokenizer.num_pieces,
-            pad=Vocabulary.pad,
+            pad=self.text_tokenizer.special.pad,
             num_names=self.regions.num_names,
             layout=tokenizer.layout,
             code_dim=tokenizer.quantizer.dim,
@@ -161,8 +160,8 @@ class TokenizerStage:
 
     def _pieces(self, texts: list[str]) -> Int[Tensor, "batch length"]:
         length, text = self.config.caption_length, self.text_tokenizer
-        rows = [[Vocabulary.bos, *text.encode(caption), Vocabulary.eos][:length] for caption in texts]
-        return torch.tensor([row + [Vocabulary.pad] * (length - len(row)) for row in rows])
+        rows = [[text.special.bos, *text.encode(caption), text.special.eos][:length] for caption in texts]
+        return torch.tensor([row + [text.special.pad] * (length - len(row)) for row in rows])
 
 
 def mini() -> TokenizerStageConfig:

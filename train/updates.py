@@ -1,33 +1,24 @@
-"""One optimizer step and its state on the disk: plainly in one process, or by DeepSpeed in any number."""
+"""One optimizer step: plainly in one process, or by DeepSpeed in any number."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rebus.train.config import OptimConfig, RunConfig
+from rebus.train.named_state import ParameterState, WholeState
+from rebus.train.parameter_groups import parameter_groups
 from rebus.train.runtime import deepspeed_config
+from rebus.train.zero_state import ZeroState
 
 Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """Returns the optimizer of a model's trainable weights; only matrices that are no embeddings decay."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decaying = [parameter for parameter in trainable if parameter.ndim > 1 and id(parameter) not in embeddings]
-    chosen = {id(parameter) for parameter in decaying}
-    groups = [
-        {"params": decaying, "weight_decay": optim.weight_decay},
-        {"params": [parameter for parameter in trainable if id(parameter) not in chosen], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """Returns the optimizer of a model's trainable weights."""
+    groups = parameter_groups(model, optim)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
 
 
@@ -38,90 +29,87 @@ class PlainUpdater:
         self.model, self.loss, self.clip_norm = model, loss, optim.clip_norm
         self.optimizer = adamw(model, optim)
 
-    def update(self, batch: Any, learning_rate: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Takes one step down the loss of a batch; returns the loss and its metrics.
+    def update(self, parts: Sequence[Any], learning_rate: float) -> dict[str, Tensor]:
+        """Takes one step down the mean loss of a step's micro-batches; returns the means of loss and metrics.
 
         Raises:
-            FloatingPointError: if the loss is not finite; the weights are then those from before.
+            FloatingPointError: if loss or gradient are not finite; the weights are then those from before.
         """
-        loss, metrics = self.loss(batch)
-        _check_finite(loss)
-        loss.backward()
+        told = []
+        for part in parts:
+            loss, metrics = self.loss(part)
+            _check_finite(loss, "loss")
+            (loss / len(parts)).backward()
+            told.append({"loss": loss.detach(), **metrics})
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        _check_finite(norm, "the gradient's norm")
+        _set_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach(), {**metrics, "gradient_norm": norm}
+        return {**_means(told), "gradient_norm": norm}
 
-    def save(self, folder: Path) -> None:
-        """Writes the weights and the optimizer's state."""
-        safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+    @property
+    def state(self) -> ParameterState:
+        """What a checkpoint holds."""
+        return WholeState(self.optimizer)
 
-    def load(self, folder: Path) -> None:
-        """Takes over what ``save`` wrote.
-
-        Raises:
-            ValueError: if the checkpoint is of another model or of another kind of training.
-        """
-        if not (folder / "optimizer.pt").exists():
-            raise ValueError(f"{folder} must be a checkpoint of a training without DeepSpeed")
-        try:
-            safetensors.torch.load_model(self.model, str(folder / "model.safetensors"))
-            with _settings_kept(self.optimizer):
-                state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-                self.optimizer.load_state_dict(state)
-        except (RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
-            raise ValueError(f"{folder} must be a whole checkpoint of this model: {error}") from error
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Lets the model be used by itself while the context lasts, as it can be at any time."""
+        yield
 
     def free_parameters(self) -> None:
         """Does nothing: every parameter has its own memory."""
 
 
 class DeepSpeedUpdater:
-    """The same by DeepSpeed: gradients are averaged over the processes, the optimizer may be sharded.
-
-    Differs: DeepSpeed keeps its state in its own pickled files; only resume from checkpoints that you made.
-    """
+    """The same by DeepSpeed: gradients are averaged over the processes, the optimizer may be sharded."""
 
     def __init__(self, model: nn.Module, loss: Loss, run: RunConfig, optim: OptimConfig, world: int) -> None:
         import deepspeed
 
-        self.model, self.optimizer = model, adamw(model, optim)
+        self.model, self.optimizer, self.clip_norm = model, adamw(model, optim), optim.clip_norm
         self.engine, *_ = deepspeed.initialize(
             model=_ModelWithLoss(model, loss), optimizer=self.optimizer, config=deepspeed_config(run, optim, world)
         )
+        self.sharded = run.sharding > 0
 
-    def update(self, batch: Any, learning_rate: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Takes one step down the mean of the processes' losses; returns this process's loss and its metrics.
-
-        Raises:
-            FloatingPointError: if the loss is not finite; the weights are then those from before.
-        """
-        loss, metrics = self.engine(batch)
-        _check_finite(loss)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.engine.backward(loss)
-        self.engine.step()
-        norm = self.engine.get_global_grad_norm()  # None where nothing is sharded
-        return loss.detach(), metrics if norm is None else {**metrics, "gradient_norm": torch.as_tensor(norm)}
-
-    def save(self, folder: Path) -> None:
-        """Writes weights and optimizer; every process must call it."""
-        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
-
-    def load(self, folder: Path) -> None:
-        """Takes over what ``save`` wrote; every process must call it.
+    def update(self, parts: Sequence[Any], learning_rate: float) -> dict[str, Tensor]:
+        """Takes one step down the mean of the processes' losses; returns the means of this process's own.
 
         Raises:
-            ValueError: if the checkpoint is of another kind of training.
+            FloatingPointError: if loss or gradient are not finite; the weights are then those from before.
         """
-        if not (folder / "deepspeed").exists():
-            raise ValueError(f"{folder} must be a checkpoint of a training with DeepSpeed")
-        with _settings_kept(self.optimizer):
-            self.engine.load_checkpoint(str(folder), tag="deepspeed")
+        told, own_norm = [], torch.zeros(())
+        _set_rate(self.optimizer, learning_rate)
+        for part in parts:
+            loss, metrics = self.engine(part)
+            _check_finite(loss, "loss")
+            self.engine.backward(loss)
+            told.append({"loss": loss.detach(), **metrics})
+            if part is parts[-1] and not self.sharded:
+                own_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+                _check_finite(own_norm, "the gradient's norm")
+            self.engine.step()  # a step of the optimizer at the last part only
+        norm = torch.as_tensor(self.engine.get_global_grad_norm()) if self.sharded else own_norm
+        _check_finite(norm, "the gradient's norm")  # where it is sharded, DeepSpeed has then left out the step
+        return {**_means(told), "gradient_norm": norm}
+
+    @property
+    def state(self) -> ParameterState:
+        """What a checkpoint holds, whatever is sharded."""
+        return ZeroState(self.engine) if self.sharded else WholeState(self.optimizer)
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Lets the model be used by itself while the context lasts: at stage 3 every process gathers all of it."""
+        if self.engine.zero_optimization_stage() < 3:
+            yield
+            return
+        from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+
+        with unwrap_model_for_generation(self.engine):
+            yield
 
     def free_parameters(self) -> None:
         """Gives each parameter its own memory instead of a slice of one buffer, which safetensors would not save.
@@ -143,15 +131,15 @@ class _ModelWithLoss(nn.Module):
         return self.loss(batch)
 
 
-@contextmanager
-def _settings_kept(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Keeps weight decay and the like as configured now, where a loaded state would bring back the old ones."""
-    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    yield
-    for group, kept in zip(optimizer.param_groups, settings, strict=True):
-        group.update(kept)
+def _set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["rate"]
 
 
-def _check_finite(loss: Tensor) -> None:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"loss must be finite, got {loss.item()}")
+def _means(told: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([one[name].detach() for one in told]).mean(0) for name in told[0]}
+
+
+def _check_finite(value: Tensor, name: str) -> None:
+    if not torch.isfinite(value):
+        raise FloatingPointError(f"{name} must be finite, got {value.item()}")
