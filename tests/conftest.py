@@ -49,9 +49,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory, text_tokenizer: SentencePi
     from rebus.model.decoder import DecoderConfig
     from rebus.model.language_model import LanguageModelConfig
     from rebus.model.vae import VaeConfig
-    from rebus.tokenizers.encoders import VitEncoderConfig
+    from rebus.tokenizers.encoders.vit import VitEncoderConfig
     from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
-    from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+    from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
     from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 
     folder = tmp_path_factory.mktemp("exports")
@@ -60,7 +60,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory, text_tokenizer: SentencePi
         image_size_px=24,
         encoder=VitEncoderConfig(patch_px=8, dim=16, depth=1, num_heads=2),
         quantizer=FiniteScalarConfig(levels=(5, 3)),
-        pixel_decoder=PixelDecoderConfig(dim=16, depth=1, num_heads=2),
+        pixel_decoder=VitPixelDecoderConfig(dim=16, depth=1, num_heads=2),
     ).build()
     image_tokenizer.save(folder / "image_tokenizer")
     vocabulary = Vocabulary(text_tokenizer.num_pieces, image_tokenizer.layout)

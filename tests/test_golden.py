@@ -12,9 +12,9 @@ import torch
 
 from rebus.data.emoji import EmojiPack
 from rebus.model.vae import VaeConfig, fit_scale
-from rebus.tokenizers.encoders import VitEncoderConfig
+from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
-from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.train import decoder, detector, tokenizer, vae
 from rebus.train.updates import PlainUpdater
@@ -31,7 +31,7 @@ def decoder_config(folder: Path) -> decoder.DecoderStageConfig:
     ImageTokenizerConfig(
         encoder=VitEncoderConfig(patch_px=32, dim=32, depth=1, num_heads=2),
         quantizer=FiniteScalarConfig(),
-        pixel_decoder=PixelDecoderConfig(dim=16, depth=1, num_heads=2),
+        pixel_decoder=VitPixelDecoderConfig(dim=16, depth=1, num_heads=2),
     ).build().save(folder / "tokenizer")
     return replace(decoder.tiny(), vae=folder / "vae", image_tokenizer=folder / "tokenizer")
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rebus.tokenizers.encoders import VitEncoderConfig
+from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from rebus.tokenizers.layouts import GridConfig, NestedQueriesConfig
-from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+from rebus.tokenizers.layouts.grid import GridConfig
+from rebus.tokenizers.layouts.nested_queries import NestedQueriesConfig
+from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
@@ -16,7 +17,7 @@ TINY = ImageTokenizerConfig(
     image_size_px=24,
     encoder=VitEncoderConfig(patch_px=8, dim=16, depth=1, num_heads=2),
     quantizer=FiniteScalarConfig(levels=(5, 3)),
-    pixel_decoder=PixelDecoderConfig(dim=16, depth=1, num_heads=2),
+    pixel_decoder=VitPixelDecoderConfig(dim=16, depth=1, num_heads=2),
 )
 NESTED = replace(TINY, layout=NestedQueriesConfig(num_queries=7, depth=1, num_heads=2))
 CONFIGS = {

@@ -11,7 +11,7 @@ from rebus.model.guidance import Guidance
 from rebus.model.language_model import LanguageModelConfig, language_batch, loss
 from rebus.model.levels import level_batch
 from rebus.model.sampling import Sampling
-from rebus.tokenizers.layouts import NestedQueriesConfig
+from rebus.tokenizers.layouts.nested_queries import NestedQueriesConfig
 from rebus.tokenizers.tokens import CodeLayout, Stream
 from rebus.tokenizers.vocabulary import Vocabulary
 

@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from rebus.model.trained_weights import LoraTraining
-from rebus.tokenizers.encoders import VitEncoderConfig
+from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
-from rebus.tokenizers.layouts import GridConfig, NestedQueriesConfig
-from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+from rebus.tokenizers.layouts.grid import GridConfig
+from rebus.tokenizers.layouts.nested_queries import NestedQueriesConfig
+from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.tokenizers.tokens import CodeLayout, Stream
 from rebus.train import pretrain
@@ -47,7 +48,7 @@ def image_tokenizer(codebook_size: int, **changes: object) -> ImageTokenizerConf
         image_size_px=224,
         encoder=VitEncoderConfig(dim=8, depth=1, num_heads=1),
         quantizer=VectorConfig(codebook_size=codebook_size, dim=2),
-        pixel_decoder=PixelDecoderConfig(dim=8, depth=1, num_heads=1),
+        pixel_decoder=VitPixelDecoderConfig(dim=8, depth=1, num_heads=1),
     )
     return replace(config, **changes)
 

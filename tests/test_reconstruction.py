@@ -6,9 +6,9 @@ import torch
 from rebus.data.emoji import EmojiPack
 from rebus.evaluation import reconstruction
 from rebus.evaluation.reconstruction import linear_probe
-from rebus.tokenizers.encoders import VitEncoderConfig
+from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
-from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 
 
 def test_probe_reads_linear_facts_and_no_others():
@@ -22,7 +22,7 @@ def test_probe_reads_linear_facts_and_no_others():
 def test_command_reports_on_a_saved_tokenizer(tmp_path, capsys):
     torch.manual_seed(0)
     small = {"dim": 16, "depth": 1, "num_heads": 1}
-    config = ImageTokenizerConfig(encoder=VitEncoderConfig(**small), pixel_decoder=PixelDecoderConfig(**small))
+    config = ImageTokenizerConfig(encoder=VitEncoderConfig(**small), pixel_decoder=VitPixelDecoderConfig(**small))
     config.build().save(tmp_path / "tokenizer")
     reconstruction.main(["--image_tokenizer", str(tmp_path / "tokenizer"), "--limit", "8", "--json"])
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

@@ -8,9 +8,9 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.scene_batches import pictures_of, scene_rows
 from rebus.model.decoder import DiffusionDecoder
 from rebus.model.vae import VaeConfig, encode_latents, fit_scale
-from rebus.tokenizers.encoders import VitEncoderConfig
+from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
-from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.train.decoder import PRESETS, DecoderStage, mini
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
@@ -37,7 +37,7 @@ def frozen(tmp_path_factory):
         model.save_pretrained(folder / preset / "vae")
         ImageTokenizerConfig(
             encoder=VitEncoderConfig(patch_px=patch_px, dim=32, depth=1, num_heads=2),
-            pixel_decoder=PixelDecoderConfig(dim=16, depth=1, num_heads=2),
+            pixel_decoder=VitPixelDecoderConfig(dim=16, depth=1, num_heads=2),
         ).build().save(folder / preset / "tokenizer")
     return folder
 

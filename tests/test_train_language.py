@@ -15,7 +15,7 @@ from rebus.data.pretokenize import pretokenize
 from rebus.data.pretokenizer import PretokenizeConfig
 from rebus.data.records import JsonRecords
 from rebus.data.sources import Source
-from rebus.tokenizers.layouts import NestedQueriesConfig
+from rebus.tokenizers.layouts.nested_queries import NestedQueriesConfig
 from rebus.train import language_stage, pretrain, sft
 from rebus.train import tokenizer as tokenizer_stage
 from rebus.train.loop import train

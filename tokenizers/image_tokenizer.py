@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +12,20 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from rebus.tokenizers.encoders import VitEncoder, VitEncoderConfig
-from rebus.tokenizers.layouts import GridConfig, Layout, LayoutConfig
-from rebus.tokenizers.pixel_decoder import PixelDecoder, PixelDecoderConfig
-from rebus.tokenizers.quantizers.contract import Quantized, Quantizer
+from rebus.tokenizers.encoders.choice import EncoderConfig
+from rebus.tokenizers.encoders.contract import Encoder
+from rebus.tokenizers.encoders.vit import VitEncoderConfig
+from rebus.tokenizers.layouts.choice import LayoutConfig
+from rebus.tokenizers.layouts.contract import Layout
+from rebus.tokenizers.layouts.grid import GridConfig
+from rebus.tokenizers.pixel_decoders.choice import PixelDecoderConfig
+from rebus.tokenizers.pixel_decoders.contract import Canvas, PixelDecoder
+from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
+from rebus.tokenizers.quantizers.contract import Quantizer
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
-from rebus.tokenizers.tokens import CodeLayout, Stream, Tokens
+from rebus.tokenizers.tokens import CodeLayout, Grid, Stream, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,55 +34,102 @@ class ImageTokenizerConfig:
 
     image_size_px: int = 128
     """Side of the square pictures."""
-    encoder: VitEncoderConfig = VitEncoderConfig()
+    image_sizes_px: tuple[Grid, ...] = ()
+    """Heights and widths, if pictures may have several or are not square; the square above is then not meant."""
+    encoder: EncoderConfig = VitEncoderConfig()
     """Pixels to patch features."""
     layout: LayoutConfig = GridConfig()
     """Patch features to code positions."""
     quantizer: FiniteScalarConfig | VectorConfig = VectorConfig()
     """Features to codes."""
-    pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
+    pixel_decoder: PixelDecoderConfig = VitPixelDecoderConfig()
     """Codes to a quick picture."""
 
+    @property
+    def sizes_px(self) -> tuple[Grid, ...]:
+        """Heights and widths that a picture may have."""
+        return self.image_sizes_px or ((self.image_size_px, self.image_size_px),)
+
     def build(self) -> "ImageTokenizer":
-        """Builds the tokenizer with fresh weights."""
-        encoder = self.encoder.build(self.image_size_px)
-        layout = self.layout.build(encoder.dim, encoder.grid)
-        quantizer = self.quantizer.build()
-        streams = tuple(Stream(f"codes_{index}", size) for index, size in enumerate(quantizer.codebook_sizes))
-        code_layout = layout.code_layout(streams)
-        pixel_decoder = self.pixel_decoder.build(code_layout, quantizer.dim, encoder.grid, encoder.patch_px)
-        return ImageTokenizer(self, code_layout, encoder, layout, quantizer, pixel_decoder)
+        """Builds the tokenizer with fresh weights.
+
+        Raises:
+            ValueError: if the parts do not go together.
+        """
+        return ImageTokenizer(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """Pictures on their way through the code: what training needs beside the ids."""
+
+    ids: Int[Tensor, "batch positions streams"]
+    """Codes; anything beyond a picture's length."""
+    mask: Bool[Tensor, "batch positions"]
+    """Which positions a picture holds: its first ones."""
+    features: Float[Tensor, "batch features dim"]
+    """Quantized features, arranged for a decoder; gradients pass straight through the quantizer."""
+    features_mask: Bool[Tensor, "batch features"]
+    """Which of these count."""
+    grid: Grid
+    """Rows and columns of the pictures, in patches."""
+    losses: dict[str, Tensor]
+    """Weighted terms of quantizer and layout, by name."""
+    stats: dict[str, Tensor]
+    """Figures to log, detached."""
 
 
 class ImageTokenizer(nn.Module):
     """Turns pictures into discrete codes and codes back into features and quick pictures."""
 
-    def __init__(
-        self,
-        config: ImageTokenizerConfig,
-        layout: CodeLayout,
-        encoder: VitEncoder,
-        positions: Layout,
-        quantizer: Quantizer,
-        pixel_decoder: PixelDecoder,
-    ) -> None:
+    def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.layout = layout
         self.image_size = config.image_size_px
-        self.encoder = encoder
-        self.positions = positions
-        self.to_code = nn.Linear(encoder.dim, quantizer.dim)
+        self.encoder: Encoder = config.encoder.build(config.sizes_px)
+        grids = tuple(self.encoder.grids(size) for size in config.sizes_px)
+        self.quantizer: Quantizer = config.quantizer.build()
+        self.positions: Layout = config.layout.build(self.encoder.dim, self.quantizer.dim, grids)
+        streams = tuple(Stream(f"codes_{index}", size) for index, size in enumerate(self.quantizer.codebook_sizes))
+        self.layout: CodeLayout = self.positions.code_layout(streams)
+        finest = tuple(dict.fromkeys(grid for *_, grid in grids))
+        self.canvas = Canvas(
+            feature_dim=self.positions.arranged_dim(self.quantizer.dim),
+            num_features=max(map(math.prod, finest)) if self.positions.on_grid else self.layout.num_positions,
+            on_grid=self.positions.on_grid,
+            grids=finest,
+            patch_px=self.encoder.patch_px,
+        )
+        self.pixel_decoder: PixelDecoder = config.pixel_decoder.build(self.canvas)
+        self.to_code = nn.Linear(self.encoder.dim, self.quantizer.dim)
         nn.init.eye_(self.to_code.weight)  # the first features of a fresh encoder are the most telling ones
         nn.init.zeros_(self.to_code.bias)
-        self.quantizer = quantizer
-        self.pixel_decoder = pixel_decoder
 
     def quantize(
-        self, images: Float[Tensor, "batch 3 height width"], mask: Bool[Tensor, "batch positions"] | None = None
-    ) -> Quantized:
-        """Returns the quantized features of pictures in [0, 1], with gradients: the path of training."""
-        return self.quantizer(self.to_code(self.positions(self.encoder(images))), mask)
+        self, images: Float[Tensor, "batch 3 height width"], lengths: Int[Tensor, " batch"] | None = None
+    ) -> Coded:
+        """Returns the codes of pictures in [0, 1], and features with gradients: the path of training.
+
+        Args:
+            images: pictures of one size.
+            lengths: how many positions to keep of each; all by default.
+        """
+        patches = self.encoder(images)
+        positions = self.positions(patches, lengths)
+        quantized, mask = self.positions.quantize(self.to_code(positions.features), positions.mask, self.quantizer)
+        return Coded(
+            quantized.ids,
+            positions.mask,
+            quantized.features,
+            mask,
+            patches.grids[-1],
+            {**positions.losses, **quantized.losses},
+            quantized.stats,
+        )
+
+    def paint(self, coded: Coded) -> Float[Tensor, "batch 3 height width"]:
+        """Returns quick pictures of about [0, 1], with gradients: the path of training."""
+        return self.pixel_decoder(coded.features, coded.features_mask, coded.grid)
 
     @torch.no_grad()
     def encode(
@@ -87,20 +141,24 @@ class ImageTokenizer(nn.Module):
         """Returns the codes of pictures, uint8 or float in [0, 1]; the same picture always gives the same codes.
 
         Args:
-            images: square pictures of ``image_size`` pixels.
+            images: pictures of one of the sizes of the config.
             length: how many positions to keep; all by default.
 
         Raises:
             ValueError: if the pictures have another size, or a length is asked of a layout without prefixes.
         """
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            side = self.image_size
-            raise ValueError(f"pictures must be {side} x {side} pixels, got {images.shape[-2]} x {images.shape[-1]}")
+        size = (images.shape[-2], images.shape[-1])
+        if size not in self.config.sizes_px:
+            allowed = " or ".join(f"{height} x {width}" for height, width in self.config.sizes_px)
+            raise ValueError(f"pictures must be {allowed} pixels, got {size[0]} x {size[1]}")
         if images.dtype == torch.uint8:
             images = images.float() / 255
         assert not self.training, "encode() reads a tokenizer in eval mode"
-        ids = self.quantize(images).ids
-        tokens = Tokens(ids, torch.full((len(ids),), ids.shape[1], device=ids.device), self.layout)
+        coded = self.quantize(images)
+        lengths = coded.mask.sum(dim=1)
+        ids = torch.where(coded.mask[..., None], coded.ids, -1)[:, : int(lengths.max())]
+        grids = (coded.grid,) * len(ids) if self.layout.grids else ()
+        tokens = Tokens(ids, lengths, self.layout, grids)
         if length is None:
             return tokens
         if not self.layout.prefix_decodable:
@@ -128,10 +186,18 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Float[Tensor, "batch 3 height width"]:
-        """Returns quick pictures in [0, 1] from codes or from a prefix of them."""
-        missing = self.layout.num_positions - tokens.ids.shape[1]
+        """Returns quick pictures in [0, 1] from codes or from a prefix of them.
+
+        Raises:
+            ValueError: if the codes are of another layout, or the pictures of several sizes.
+        """
+        if len(sizes := set(tokens.grids or self.canvas.grids)) != 1:
+            raise ValueError(f"pictures must have one size to be painted together, got grids of {sorted(sizes)}")
+        (grid,) = sizes
+        missing = self.layout.num_positions_of(grid if self.layout.grids else None) - tokens.ids.shape[1]
         features = F.pad(self.embed(tokens), (0, 0, 0, missing))
-        return self.pixel_decoder(features, F.pad(tokens.mask, (0, missing))).clamp(0, 1)
+        arranged, mask = self.positions.arrange(features, F.pad(tokens.mask, (0, missing)))
+        return self.pixel_decoder(arranged, mask, grid).clamp(0, 1)
 
     @property
     def hash(self) -> str:
@@ -166,8 +232,3 @@ class ImageTokenizer(nn.Module):
         parameters = {name: value.detach().cpu().bfloat16() for name, value in self.named_parameters()}
         state = {name: value.cpu() for name, value in self.state_dict().items()} | parameters
         return safetensors.torch.save({name: state[name].contiguous() for name in sorted(state)})
-
-
-def lengths_mask(lengths: Int[Tensor, " batch"], num_positions: int) -> Bool[Tensor, "batch positions"]:
-    """Returns True at the first ``lengths[i]`` positions of picture i."""
-    return torch.arange(num_positions, device=lengths.device) < lengths[:, None]

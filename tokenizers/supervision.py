@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rebus.tokenizers.tokens import CodeLayout
+from rebus.tokenizers.pixel_decoders.contract import Canvas
 from rebus.tokenizers.transformer import Transformer, sincos_positions
 
 
@@ -37,30 +37,28 @@ class SupervisionConfig:
     text_depth: int = 2
     """Transformer blocks of each text model."""
 
-    def build(self, num_pieces: int, pad: int, num_names: int, layout: CodeLayout, code_dim: int) -> "Supervision":
-        """Builds the teachers for a vocabulary of pieces, a number of names and the codes of one layout.
+    def build(self, num_pieces: int, pad: int, num_names: int, canvas: Canvas) -> "Supervision":
+        """Builds the teachers for a vocabulary of pieces, a number of names and the features that a decoder reads.
 
         Codes that lie on no grid have no place of their own: ``region`` must be 0 for them.
         """
-        return Supervision(self, num_pieces, pad, num_names, layout, code_dim)
+        return Supervision(self, num_pieces, pad, num_names, canvas)
 
 
 class Supervision(nn.Module):
     """Scores quantized features against the pictures and captions they came from."""
 
-    def __init__(
-        self, config: SupervisionConfig, num_pieces: int, pad: int, num_names: int, layout: CodeLayout, code_dim: int
-    ) -> None:
+    def __init__(self, config: SupervisionConfig, num_pieces: int, pad: int, num_names: int, canvas: Canvas) -> None:
         super().__init__()
-        if config.region and layout.kind != "grid":
-            raise ValueError(f"supervision.region must be 0 for a {layout.kind} layout, got {config.region}")
+        if config.region and not canvas.on_grid:
+            raise ValueError(f"supervision.region must be 0 for codes that lie on no grid, got {config.region}")
         if config.text_dim < 64 or config.text_dim % 64:
             raise ValueError(f"supervision.text_dim must be a multiple of 64 (a head), got {config.text_dim}")
         self.config = config
         self.pad = pad
         dim, depth, num_heads = config.text_dim, config.text_depth, config.text_dim // 64
-        self.embed_codes = nn.Linear(code_dim, dim)
-        self.code_positions = nn.Parameter(0.02 * torch.randn(layout.num_positions, dim))
+        self.embed_codes = nn.Linear(canvas.feature_dim, dim)
+        self.code_positions = nn.Parameter(0.02 * torch.randn(canvas.num_features, dim))
         self.embed_text = nn.Embedding(num_pieces, dim)
         nn.init.normal_(self.embed_text.weight, std=dim**-0.5)
         self.code_reader = Transformer(dim, 1, num_heads)
@@ -70,7 +68,9 @@ class Supervision(nn.Module):
         if config.caption:
             self.caption_decoder = Transformer(dim, depth, num_heads, has_context=True)
         if config.region:
-            self.tell_region = nn.Sequential(nn.Linear(code_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, num_names))
+            self.tell_region = nn.Sequential(
+                nn.Linear(canvas.feature_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, num_names)
+            )
 
     def forward(
         self,

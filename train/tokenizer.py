@@ -22,10 +22,10 @@ from rebus.data.scene_regions import SceneRegions
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import caption
 from rebus.data.scenes import Scene
-from rebus.tokenizers.encoders import VitEncoderConfig
-from rebus.tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerConfig, lengths_mask
-from rebus.tokenizers.layouts import NestedQueriesConfig
-from rebus.tokenizers.pixel_decoder import PixelDecoderConfig
+from rebus.tokenizers.encoders.vit import VitEncoderConfig
+from rebus.tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from rebus.tokenizers.layouts.nested_queries import NestedQueriesConfig
+from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.tokenizers.supervision import Supervision, SupervisionConfig
@@ -62,7 +62,8 @@ class TokenizerBatch:
 
     images: Float[Tensor, "batch 3 height width"]
     """In [0, 1]."""
-    lengths: Int[Tensor, " batch"]
+    lengths: Int[Tensor, " batch"] | None
+    """Positions kept of each picture; None if the layout draws none."""
     captions: Int[Tensor, "batch length"]
     """Pieces, padded."""
     regions: Int[Tensor, "batch cells"]
@@ -79,12 +80,13 @@ class TaughtTokenizer(nn.Module):
 
     def forward(self, batch: TokenizerBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss and its terms."""
-        mask = lengths_mask(batch.lengths, self.tokenizer.layout.num_positions)
-        quantized = self.tokenizer.quantize(batch.images, mask)
-        rebuilt = self.tokenizer.pixel_decoder(quantized.features, mask)
-        taught = self.supervision(batch.images, rebuilt, quantized.features, mask, batch.captions, batch.regions)
-        losses = taught | quantized.losses
-        terms = {name: value.detach() for name, value in losses.items()} | quantized.stats
+        coded = self.tokenizer.quantize(batch.images, batch.lengths)
+        rebuilt = self.tokenizer.paint(coded)
+        taught = self.supervision(
+            batch.images, rebuilt, coded.features, coded.features_mask, batch.captions, batch.regions
+        )
+        losses = taught | coded.losses
+        terms = {name: value.detach() for name, value in losses.items()} | coded.stats
         return torch.stack(list(losses.values())).sum(), terms
 
 
@@ -107,8 +109,7 @@ class TokenizerStage:
             num_pieces=self.text_tokenizer.num_pieces,
             pad=self.text_tokenizer.special.pad,
             num_names=self.regions.num_names,
-            layout=tokenizer.layout,
-            code_dim=tokenizer.quantizer.dim,
+            canvas=tokenizer.canvas,
         )
         self.model: nn.Module = TaughtTokenizer(tokenizer, supervision)
 
@@ -122,7 +123,8 @@ class TokenizerStage:
             for scene, row in zip(scenes, rows, strict=True)
         ]
         generator = torch.Generator().manual_seed(random.Random(f"{seed}/{step}/lengths").getrandbits(63))
-        lengths = self._tokenizer().positions.draw_lengths(size, generator)[rank::world]
+        lengths = self._tokenizer().positions.draw_lengths(size, generator)
+        lengths = None if lengths is None else lengths[rank::world]
         regions = torch.stack([self.regions.cells(scene) for scene in scenes])
         return TokenizerBatch(pictures_of(scenes, self.pack) / 255, lengths, self._pieces(texts), regions)
 
@@ -172,7 +174,7 @@ def mini() -> TokenizerStageConfig:
         tokenizer=ImageTokenizerConfig(
             encoder=VitEncoderConfig(dim=192, depth=3, num_heads=3),
             quantizer=VectorConfig(codebook_size=4096, dim=64, commitment=1.0),
-            pixel_decoder=PixelDecoderConfig(dim=192, depth=4, num_heads=3),
+            pixel_decoder=VitPixelDecoderConfig(dim=192, depth=4, num_heads=3),
         ),
     )
 
@@ -197,7 +199,7 @@ def tiny() -> TokenizerStageConfig:
         optim=OptimConfig(lr=3e-3, warmup_steps=5),
         tokenizer=ImageTokenizerConfig(
             encoder=VitEncoderConfig(dim=32, depth=1, num_heads=2),
-            pixel_decoder=PixelDecoderConfig(dim=32, depth=1, num_heads=2),
+            pixel_decoder=VitPixelDecoderConfig(dim=32, depth=1, num_heads=2),
         ),
         supervision=SupervisionConfig(text_dim=64, text_depth=1),
         num_text_pieces=420,

@@ -8,12 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rebus.tokenizers.patch_transform import COEFFICIENT_SCALE, cosine_basis
-from rebus.tokenizers.tokens import CodeLayout
+from rebus.tokenizers.pixel_decoders.contract import Canvas
+from rebus.tokenizers.tokens import Grid
 from rebus.tokenizers.transformer import Transformer, sincos_positions
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelDecoderConfig:
+class VitPixelDecoderConfig:
     """A vision transformer from code features to patches of pixels."""
 
     dim: int = 256
@@ -23,48 +24,46 @@ class PixelDecoderConfig:
     num_heads: int = 4
     """Attention heads."""
 
-    def build(self, layout: CodeLayout, code_dim: int, grid: tuple[int, int], patch_px: int) -> "PixelDecoder":
-        """Builds the decoder for a layout of codes and a grid of patches."""
-        return PixelDecoder(layout, code_dim, grid, patch_px, self.dim, self.depth, self.num_heads)
+    def build(self, canvas: Canvas) -> "VitPixelDecoder":
+        """Builds the decoder for features and a grid of patches.
+
+        Raises:
+            ValueError: if there are several grids.
+        """
+        if len(canvas.grids) != 1:
+            raise ValueError(f"grids of a VitPixelDecoder must be one, got {len(canvas.grids)}")
+        return VitPixelDecoder(canvas, self)
 
 
-class PixelDecoder(nn.Module):
+class VitPixelDecoder(nn.Module):
     """Paints a picture from the features of its codes; codes beyond a prefix are replaced by a learned one.
 
     On a grid each code joins the patch of its place; a sequence of codes stands beside the patches as context. A fresh
     decoder reads the first channels of a code as cosine coefficients, see `patch_transform`.
     """
 
-    def __init__(
-        self,
-        layout: CodeLayout,
-        code_dim: int,
-        grid: tuple[int, int],
-        patch_px: int,
-        dim: int,
-        depth: int,
-        num_heads: int,
-    ) -> None:
+    def __init__(self, canvas: Canvas, config: VitPixelDecoderConfig) -> None:
         super().__init__()
-        self.on_grid = layout.kind == "grid"
-        self.grid = grid
-        self.patch_px = patch_px
-        self.embed = nn.Linear(code_dim, dim)
+        dim, self.patch_px = config.dim, canvas.patch_px
+        self.on_grid = canvas.on_grid
+        (self.grid,) = canvas.grids
+        self.embed = nn.Linear(canvas.feature_dim, dim)
         nn.init.eye_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
         self.missing = nn.Parameter(torch.zeros(dim))
-        self.positions = nn.Parameter(0.03 * sincos_positions(*grid, dim))
-        self.code_positions = None if self.on_grid else nn.Parameter(0.02 * torch.randn(layout.num_positions, dim))
-        self.transformer = Transformer(dim, depth, num_heads, has_norm=False)
-        self.to_pixels = nn.Linear(dim, 3 * patch_px * patch_px)
+        self.positions = nn.Parameter(0.03 * sincos_positions(*self.grid, dim))
+        self.code_positions = None if self.on_grid else nn.Parameter(0.02 * torch.randn(canvas.num_features, dim))
+        self.transformer = Transformer(dim, config.depth, config.num_heads, has_norm=False)
+        self.to_pixels = nn.Linear(dim, 3 * self.patch_px * self.patch_px)
         with torch.no_grad():
-            self.to_pixels.weight.copy_(cosine_basis(patch_px, dim).T * COEFFICIENT_SCALE)
+            self.to_pixels.weight.copy_(cosine_basis(self.patch_px, dim).T * COEFFICIENT_SCALE)
         nn.init.zeros_(self.to_pixels.bias)
 
     def forward(
-        self, features: Float[Tensor, "batch positions dim"], mask: Bool[Tensor, "batch positions"]
+        self, features: Float[Tensor, "batch features dim"], mask: Bool[Tensor, "batch features"], grid: Grid
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Returns pictures of about [0, 1]; positions where ``mask`` is False count as missing."""
+        """Returns pictures of about [0, 1]; see `contract.PixelDecoder`."""
+        assert grid == self.grid, f"a decoder of {self.grid} patches was asked for {grid}"
         codes = torch.where(mask[..., None], self.embed(features), self.missing)
         if self.code_positions is None:
             hidden = self.transformer(codes + self.positions)

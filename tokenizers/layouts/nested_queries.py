@@ -1,4 +1,4 @@
-"""Layouts: which positions a picture's codes take, and how features reach them."""
+"""Causal 1-D queries of which any prefix decodes, coarse to fine."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -6,21 +6,13 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from rebus.tokenizers.tokens import CodeLayout, Stream
+from rebus.tokenizers.encoders.contract import Patches
+from rebus.tokenizers.layouts.contract import Layout, Positions, first_positions
+from rebus.tokenizers.tokens import CodeLayout, Grid, Stream
 from rebus.tokenizers.transformer import Transformer
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridConfig:
-    """One code for each patch, in raster order."""
-
-    def build(self, dim: int, grid: tuple[int, int]) -> "Grid":
-        """Builds the layout for features of a width on a grid."""
-        del dim  # a grid has no parameters
-        return Grid(grid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,37 +28,13 @@ class NestedQueriesConfig:
     shortest_prefix: int = 1
     """Fewest positions that training keeps."""
 
-    def build(self, dim: int, grid: tuple[int, int]) -> "NestedQueries":
-        """Builds the layout for features of a width on a grid."""
-        return NestedQueries(self.num_queries, dim, grid, self.depth, self.num_heads, self.shortest_prefix)
+    def build(self, dim: int, code_dim: int, grids: tuple[tuple[Grid, ...], ...]) -> "NestedQueries":
+        """Builds the layout for features of a width."""
+        del code_dim, grids
+        return NestedQueries(dim, self)
 
 
-LayoutConfig = GridConfig | NestedQueriesConfig
-
-
-class Grid(nn.Module):
-    """Passes patch features on: position i is patch i."""
-
-    def __init__(self, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.grid = grid
-
-    def code_layout(self, streams: tuple[Stream, ...]) -> CodeLayout:
-        """Returns the contract that the codes of this layout meet."""
-        rows, columns = self.grid
-        return CodeLayout(kind="grid", num_positions=rows * columns, streams=streams, grid=self.grid)
-
-    def forward(self, features: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch positions dim"]:
-        """Returns the features of each position."""
-        return features
-
-    def draw_lengths(self, batch: int, generator: torch.Generator) -> Int[Tensor, " batch"]:
-        """Returns how many positions a training step keeps of each picture: all of them."""
-        del generator
-        return torch.full((batch,), self.grid[0] * self.grid[1])
-
-
-class NestedQueries(nn.Module):
+class NestedQueries(Layout):
     """Learned queries that read the patches; each sees itself and earlier ones only.
 
     A query starts from patch features pooled coarse to fine (1x1, 2x2, 4x4 ... cells), since free queries were seen
@@ -77,28 +45,29 @@ class NestedQueries(nn.Module):
     Differs: the start from pooled features.
     """
 
-    def __init__(
-        self, num_queries: int, dim: int, grid: tuple[int, int], depth: int, num_heads: int, shortest_prefix: int
-    ) -> None:
+    def __init__(self, dim: int, config: NestedQueriesConfig) -> None:
         super().__init__()
-        if not 1 <= shortest_prefix <= num_queries:
-            raise ValueError(f"shortest_prefix must be in 1..{num_queries}, got {shortest_prefix}")
-        self.num_queries = num_queries
-        self.grid = grid
-        self.shortest_prefix = shortest_prefix
-        self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim))
-        self.transformer = Transformer(dim, depth, num_heads, has_norm=False)
+        if not 1 <= config.shortest_prefix <= config.num_queries:
+            raise ValueError(f"shortest_prefix must be in 1..{config.num_queries}, got {config.shortest_prefix}")
+        self.num_queries = config.num_queries
+        self.shortest_prefix = config.shortest_prefix
+        self.queries = nn.Parameter(0.02 * torch.randn(config.num_queries, dim))
+        self.transformer = Transformer(dim, config.depth, config.num_heads, has_norm=False)
 
     def code_layout(self, streams: tuple[Stream, ...]) -> CodeLayout:
         """Returns the contract that the codes of this layout meet; a level ends where training cuts."""
         levels = tuple(stop - start for start, stop in pairwise((0, *self._prefixes())))
         return CodeLayout("sequence", self.num_queries, streams, prefix_decodable=True, levels=levels)
 
-    def forward(self, features: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch positions dim"]:
+    def forward(self, patches: Patches, lengths: Int[Tensor, " batch"] | None = None) -> Positions:
         """Returns the features of each query."""
-        queries = self.queries + self._pool(features)
+        features = patches.features
+        queries = self.queries + self._pool(features, patches.grids[-1])
         mask = self._mask(features.shape[1]).to(features.device)
-        return self.transformer(torch.cat([features, queries], dim=1), mask)[:, features.shape[1] :]
+        read = self.transformer(torch.cat([features, queries], dim=1), mask)[:, features.shape[1] :]
+        if lengths is None:
+            lengths = torch.full((len(read),), self.num_queries, device=read.device)
+        return Positions(read, first_positions(lengths, self.num_queries))
 
     def draw_lengths(self, batch: int, generator: torch.Generator) -> Int[Tensor, " batch"]:
         """Returns how many positions a training step keeps of each picture: a power of two, or all, at even odds."""
@@ -110,11 +79,11 @@ class NestedQueries(nn.Module):
         powers = [2**power for power in range(self.num_queries.bit_length()) if 2**power >= self.shortest_prefix]
         return [*(power for power in powers if power < self.num_queries), self.num_queries]
 
-    def _pool(self, features: Tensor) -> Tensor:
-        cells = rearrange(features, "b (h w) d -> b d h w", h=self.grid[0])
+    def _pool(self, features: Tensor, grid: Grid) -> Tensor:
+        cells = rearrange(features, "b (h w) d -> b d h w", h=grid[0])
         pooled, side = [], 1
         while sum(level.shape[1] for level in pooled) < self.num_queries:
-            level = F.adaptive_avg_pool2d(cells, min(side, *self.grid))
+            level = F.adaptive_avg_pool2d(cells, min(side, *grid))
             pooled.append(rearrange(level, "b d h w -> b (h w) d"))
             side *= 2
         return torch.cat(pooled, dim=1)[:, : self.num_queries]
@@ -124,6 +93,3 @@ class NestedQueries(nn.Module):
         mask = torch.ones(total, total, dtype=torch.bool).tril()
         mask[:, :num_patches] = True
         return mask[None]
-
-
-Layout = Grid | NestedQueries

@@ -1,0 +1,1 @@
+"""Encoders, one file each, behind one contract (`contract.py`)."""

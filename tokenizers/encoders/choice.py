@@ -1,0 +1,5 @@
+"""The encoders to choose from."""
+
+from rebus.tokenizers.encoders.vit import VitEncoderConfig
+
+EncoderConfig = VitEncoderConfig

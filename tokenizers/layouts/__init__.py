@@ -1,0 +1,1 @@
+"""Layouts, one file each, behind one contract (`contract.py`)."""

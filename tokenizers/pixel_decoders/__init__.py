@@ -1,0 +1,1 @@
+"""Pixel decoders, one file each, behind one contract (`contract.py`)."""
