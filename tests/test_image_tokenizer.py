@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rebus.tokenizers.encoders.contract import Patches
 from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from rebus.tokenizers.layouts.grid import GridConfig
@@ -73,10 +74,10 @@ def test_queries_are_causal():
     torch.manual_seed(0)
     layout = NESTED.build().positions
     features = torch.randn(2, 9, 16)
-    before = layout(features)
+    before = layout(Patches(features, ((3, 3),))).features
     with torch.no_grad():
         layout.queries[5:] += torch.randn(2, 16)
-    after = layout(features)
+    after = layout(Patches(features, ((3, 3),))).features
     torch.testing.assert_close(after[:, :5], before[:, :5])
     assert not torch.allclose(after[:, 5:], before[:, 5:])
 
@@ -131,7 +132,7 @@ def test_config_errors_name_the_key_and_what_is_allowed():
 
 
 def test_patch_must_divide_the_picture():
-    with pytest.raises(ValueError, match="multiple of patch_px=8, got 20"):
+    with pytest.raises(ValueError, match="multiple of patch_px=8, got 20 x 20"):
         replace(TINY, image_size_px=20).build()
 
 
@@ -142,11 +143,10 @@ def test_it_learns_to_rebuild_four_pictures(name):
     corners = torch.zeros(4, 3, 24, 24)
     for index in range(4):
         corners[index, :, 12 * (index // 2) :, 12 * (index % 2) :] = 1
-    mask = torch.ones(4, tokenizer.layout.num_positions, dtype=torch.bool)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
     losses = []
     for _ in range(120):
-        loss = (tokenizer.pixel_decoder(tokenizer.quantize(corners).features, mask) - corners).square().mean()
+        loss = (tokenizer.paint(tokenizer.quantize(corners)) - corners).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

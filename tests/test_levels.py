@@ -166,7 +166,8 @@ def test_levels_are_learned():
 
 
 def test_nested_queries_have_the_levels_that_training_cuts_at():
-    layout = NestedQueriesConfig(num_queries=11, shortest_prefix=2).build(16, (4, 4)).code_layout((Stream("code", 5),))
+    nested = NestedQueriesConfig(num_queries=11, shortest_prefix=2).build(16, 8, (((4, 4),),))
+    layout = nested.code_layout((Stream("code", 5),))
     assert layout.levels == (2, 2, 4, 3) and CodeLayout.from_dict(layout.to_dict()) == layout
 
 

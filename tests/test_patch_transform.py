@@ -35,6 +35,6 @@ def test_a_fresh_tokenizer_without_quantizing_rebuilds_scenes():
     scenes = scene_rows(SceneSampler(pack, mini_concepts(pack), "train"), 8, seed=0, step=0)
     images = pictures_of(scenes, pack) / 255
     tokenizer = ImageTokenizerConfig().build()
-    features = tokenizer.to_code(tokenizer.positions(tokenizer.encoder(images)))
-    rebuilt = tokenizer.pixel_decoder(features, torch.ones(features.shape[:2], dtype=torch.bool)).clamp(0, 1)
+    positions = tokenizer.positions(tokenizer.encoder(images))
+    rebuilt = tokenizer.pixel_decoder(tokenizer.to_code(positions.features), positions.mask, (8, 8)).clamp(0, 1)
     assert -10 * (rebuilt - images).square().mean().log10() > 20  # dB; random weights give less than 10

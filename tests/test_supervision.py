@@ -1,14 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from rebus.tokenizers.pixel_decoders.contract import Canvas
 from rebus.tokenizers.supervision import SupervisionConfig
-from rebus.tokenizers.tokens import CodeLayout, Stream
 
 PAD = 3
 TERMS = ("pixel_l1", "pixel_l2", "contrastive", "caption", "region")
 NUM_NAMES = 11
-GRID = CodeLayout(kind="grid", num_positions=5, streams=(Stream("codes", 7),), grid=(1, 5))
-SEQUENCE = CodeLayout(kind="sequence", num_positions=5, streams=(Stream("codes", 7),))
+GRID = Canvas(feature_dim=2, num_features=5, on_grid=True, grids=((1, 5),), patch_px=8)
 
 
 def inputs(batch=6, positions=5, dim=2, length=7):
@@ -23,7 +24,7 @@ def inputs(batch=6, positions=5, dim=2, length=7):
 
 def build(**weights):
     torch.manual_seed(0)
-    return SupervisionConfig(text_dim=64, text_depth=1, **weights).build(19, PAD, NUM_NAMES, GRID, 2)
+    return SupervisionConfig(text_dim=64, text_depth=1, **weights).build(19, PAD, NUM_NAMES, GRID)
 
 
 def test_terms_are_weighted_and_a_term_of_weight_zero_is_not_computed():
@@ -71,5 +72,5 @@ def test_it_teaches_features_the_text(term):
 
 
 def test_regions_need_a_grid():
-    with pytest.raises(ValueError, match="supervision.region must be 0 for a sequence layout, got 0.1"):
-        SupervisionConfig().build(19, PAD, NUM_NAMES, SEQUENCE, 2)
+    with pytest.raises(ValueError, match="supervision.region must be 0 for codes that lie on no grid, got 0.1"):
+        SupervisionConfig().build(19, PAD, NUM_NAMES, replace(GRID, on_grid=False))

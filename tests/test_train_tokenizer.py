@@ -5,6 +5,7 @@ import torch
 
 from rebus.data.emoji import EmojiPack
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
+from rebus.tokenizers.layouts.nested_queries import NestedQueriesConfig
 from rebus.train.loop import train
 from rebus.train.tokenizer import PRESETS, TokenizerStage, tiny
 
@@ -28,7 +29,10 @@ def test_it_learns_the_scenes_and_exports_what_it_learned(pack, tmp_path):
 
 
 def test_ranks_share_the_batch_of_one_process(pack):
-    stage = TokenizerStage(tiny(), pack)
+    config = tiny()
+    nested = replace(config.tokenizer, layout=NestedQueriesConfig(num_heads=2))
+    supervision = replace(config.supervision, region=0.0)
+    stage = TokenizerStage(replace(config, tokenizer=nested, supervision=supervision), pack)
     whole, parts = stage.batch(3, 0, 1), [stage.batch(3, rank, 2) for rank in range(2)]
     for name in ("images", "lengths", "captions", "regions"):
         for rank, part in enumerate(parts):

@@ -77,5 +77,5 @@ def whole_patches(size_px: Grid, patch_px: int) -> Grid:
         ValueError: if a side is no multiple of the patch.
     """
     if size_px[0] % patch_px or size_px[1] % patch_px or min(size_px) < patch_px:
-        raise ValueError(f"image size must be a multiple of patch_px={patch_px}, got {size_px}")
+        raise ValueError(f"image size must be a multiple of patch_px={patch_px}, got {size_px[0]} x {size_px[1]}")
     return size_px[0] // patch_px, size_px[1] // patch_px
