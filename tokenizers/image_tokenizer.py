@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -25,6 +26,8 @@ from rebus.tokenizers.quantizers.contract import Quantizer
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
+from rebus.tokenizers.text_condition import TextConditionConfig
+from rebus.tokenizers.text_tokenizer import MODEL_FILE, SentencePieceTokenizer
 from rebus.tokenizers.tokens import CodeLayout, Grid, Stream, Tokens
 
 
@@ -44,6 +47,8 @@ class ImageTokenizerConfig:
     """Features to codes."""
     pixel_decoder: PixelDecoderConfig = VitPixelDecoderConfig()
     """Codes to a quick picture."""
+    text: TextConditionConfig | None = None
+    """A text that encoder and decoder read beside the picture; none by default."""
 
     @property
     def sizes_px(self) -> tuple[Grid, ...]:
@@ -73,6 +78,8 @@ class Coded:
     """Which of these count."""
     grid: Grid
     """Rows and columns of the pictures, in patches."""
+    text: Float[Tensor, "batch pieces dim"] | None
+    """What a decoder reads of a text beside the features, if it reads one."""
     losses: dict[str, Tensor]
     """Weighted terms of quantizer and layout, by name."""
     stats: dict[str, Tensor]
@@ -93,9 +100,14 @@ class ImageTokenizer(nn.Module):
         streams = tuple(Stream(f"codes_{index}", size) for index, size in enumerate(self.quantizer.codebook_sizes))
         self.layout: CodeLayout = self.positions.code_layout(streams)
         finest = tuple(dict.fromkeys(grid for *_, grid in grids))
+        feature_dim = self.positions.arranged_dim(self.quantizer.dim)
+        num_features = max(map(math.prod, finest)) if self.positions.on_grid else self.layout.num_positions
+        self.text = config.text and config.text.build(self.encoder.dim, feature_dim)
+        if config.text and self.positions.on_grid:
+            raise ValueError("text must be None for codes that lie on a grid: their decoder reads nothing beside them")
         self.canvas = Canvas(
-            feature_dim=self.positions.arranged_dim(self.quantizer.dim),
-            num_features=max(map(math.prod, finest)) if self.positions.on_grid else self.layout.num_positions,
+            feature_dim=feature_dim,
+            num_features=num_features + (config.text.length if config.text else 0),
             on_grid=self.positions.on_grid,
             grids=finest,
             patch_px=self.encoder.patch_px,
@@ -106,15 +118,24 @@ class ImageTokenizer(nn.Module):
         nn.init.zeros_(self.to_code.bias)
 
     def quantize(
-        self, images: Float[Tensor, "batch 3 height width"], lengths: Int[Tensor, " batch"] | None = None
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        lengths: Int[Tensor, " batch"] | None = None,
+        text: Int[Tensor, "batch pieces"] | None = None,
     ) -> Coded:
         """Returns the codes of pictures in [0, 1], and features with gradients: the path of training.
 
         Args:
             images: pictures of one size.
             lengths: how many positions to keep of each; all by default.
+            text: pieces as `TextCondition.ids` makes them.
         """
-        patches = self.encoder(images)
+        patches, decoder_text = self.encoder(images), None
+        if self.text is not None and text is not None:
+            read = self.text(text)
+            decoder_text = self.text.to_decoder(read)
+            if self.text.to_encoder is not None:
+                patches = replace(patches, context=self.text.to_encoder(read))
         positions = self.positions(patches, lengths)
         quantized, mask = self.positions.quantize(self.to_code(positions.features), positions.mask, self.quantizer)
         return Coded(
@@ -123,13 +144,14 @@ class ImageTokenizer(nn.Module):
             quantized.features,
             mask,
             patches.grids[-1],
+            decoder_text,
             {**positions.losses, **quantized.losses},
             quantized.stats,
         )
 
     def paint(self, coded: Coded) -> Float[Tensor, "batch 3 height width"]:
         """Returns quick pictures of about [0, 1], with gradients: the path of training."""
-        return self.pixel_decoder(coded.features, coded.features_mask, coded.grid)
+        return self._paint(coded.features, coded.features_mask, coded.grid, coded.text)
 
     @torch.no_grad()
     def encode(
@@ -137,15 +159,18 @@ class ImageTokenizer(nn.Module):
         images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"],
         *,
         length: int | None = None,
+        text: Sequence[str] | None = None,
     ) -> Tokens:
         """Returns the codes of pictures, uint8 or float in [0, 1]; the same picture always gives the same codes.
 
         Args:
             images: pictures of one of the sizes of the config.
             length: how many positions to keep; all by default.
+            text: of each picture, for a tokenizer that reads one; without it, it does its best.
 
         Raises:
-            ValueError: if the pictures have another size, or a length is asked of a layout without prefixes.
+            ValueError: if the pictures have another size, a length is asked of a layout without prefixes, or a text is
+                given to a tokenizer that reads none or for another number of pictures.
         """
         size = (images.shape[-2], images.shape[-1])
         if size not in self.config.sizes_px:
@@ -154,7 +179,7 @@ class ImageTokenizer(nn.Module):
         if images.dtype == torch.uint8:
             images = images.float() / 255
         assert not self.training, "encode() reads a tokenizer in eval mode"
-        coded = self.quantize(images)
+        coded = self.quantize(images, text=self._text_ids(text, len(images)))
         lengths = coded.mask.sum(dim=1)
         ids = torch.where(coded.mask[..., None], coded.ids, -1)[:, : int(lengths.max())]
         grids = (coded.grid,) * len(ids) if self.layout.grids else ()
@@ -185,11 +210,11 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.lookup(ids.to(self.to_code.weight.device))[0]
 
     @torch.no_grad()
-    def decode(self, tokens: Tokens) -> Float[Tensor, "batch 3 height width"]:
-        """Returns quick pictures in [0, 1] from codes or from a prefix of them.
+    def decode(self, tokens: Tokens, *, text: Sequence[str] | None = None) -> Float[Tensor, "batch 3 height width"]:
+        """Returns quick pictures in [0, 1] from codes or from a prefix of them, and from the texts they were coded with.
 
         Raises:
-            ValueError: if the codes are of another layout, or the pictures of several sizes.
+            ValueError: if the codes are of another layout, the pictures of several sizes, or a text does not fit.
         """
         if len(sizes := set(tokens.grids or self.canvas.grids)) != 1:
             raise ValueError(f"pictures must have one size to be painted together, got grids of {sorted(sizes)}")
@@ -197,18 +222,34 @@ class ImageTokenizer(nn.Module):
         missing = self.layout.num_positions_of(grid if self.layout.grids else None) - tokens.ids.shape[1]
         features = F.pad(self.embed(tokens), (0, 0, 0, missing))
         arranged, mask = self.positions.arrange(features, F.pad(tokens.mask, (0, missing)))
-        return self.pixel_decoder(arranged, mask, grid).clamp(0, 1)
+        read = self._text_ids(text, len(arranged))
+        decoder_text = None if self.text is None or read is None else self.text.to_decoder(self.text(read))
+        return self._paint(arranged, mask, grid, decoder_text).clamp(0, 1)
+
+    def _text_ids(self, texts: Sequence[str] | None, number: int) -> Int[Tensor, "batch pieces"] | None:
+        if texts is not None and (self.text is None or len(texts) != number):
+            wanted = "left out: the tokenizer reads none" if self.text is None else f"one for each of {number} pictures"
+            raise ValueError(f"text must be {wanted}, got {len(texts)}")
+        return self.text and self.text.ids(texts or [""] * number)
+
+    def _paint(self, features: Tensor, mask: Tensor, grid: Grid, text: Tensor | None) -> Tensor:
+        if text is not None:
+            features = torch.cat([features, text], dim=1)
+            mask = F.pad(mask, (0, text.shape[1]), value=True)
+        return self.pixel_decoder(features, mask, grid)
 
     @property
     def hash(self) -> str:
         """The first 16 hex digits of the SHA-256 of the saved weights: codes of another tokenizer do not fit."""
-        return hashlib.sha256(self._saved_weights()).hexdigest()[:16]
+        return hashlib.sha256(self._saved_weights() + self._saved_pieces()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` (parameters in bfloat16) into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config_to_json(self.config), indent=2) + "\n")
         (folder / "model.safetensors").write_bytes(self._saved_weights())
+        if pieces := self._saved_pieces():
+            (folder / MODEL_FILE).write_bytes(pieces)
 
     @staticmethod
     def load(folder: Path, device: str | torch.device = "cpu") -> "ImageTokenizer":
@@ -225,7 +266,12 @@ class ImageTokenizer(nn.Module):
             tokenizer.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
         except RuntimeError as error:
             raise ValueError(f"{folder}: the weights must fit config.json, got {error}") from error
+        if tokenizer.text is not None:
+            tokenizer.text.pieces = SentencePieceTokenizer.load(folder)
         return tokenizer.to(device).eval()
+
+    def _saved_pieces(self) -> bytes:
+        return self.text.pieces.model_proto if self.text is not None and self.text.pieces is not None else b""
 
     def _saved_weights(self) -> bytes:
         # Buffers (a VQ code book) stay float32; the order of names makes the bytes, and so the hash, repeatable.
