@@ -76,7 +76,9 @@ class VisualLlamaConfig:
         Raises:
             ValueError: if pictures may have several sizes.
         """
-        vocabulary.layout.check_one_size("a model that draws whole positions")
+        if vocabulary.layout.grids:
+            got = f"the sizes {vocabulary.layout.grids}"
+            raise ValueError(f"pictures of a model that draws whole positions must all have one size, got {got}")
         extra = self.vision_layers
         num_layers = self.language.num_layers + (extra.num_first + extra.num_last if extra else 0)
         language = replace(self.language, num_layers=num_layers)

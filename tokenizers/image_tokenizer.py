@@ -105,6 +105,8 @@ class ImageTokenizer(nn.Module):
         self.text = config.text and config.text.build(self.encoder.dim, feature_dim)
         if config.text and self.positions.on_grid:
             raise ValueError("text must be None for codes that lie on a grid: their decoder reads nothing beside them")
+        if len(finest) > 1 and self.layout.kind == "sequence":
+            raise ValueError(f"image_sizes_px must be one for a sequence of codes, got {config.sizes_px}")
         self.canvas = Canvas(
             feature_dim=feature_dim,
             num_features=num_features + (config.text.length if config.text else 0),
@@ -182,8 +184,8 @@ class ImageTokenizer(nn.Module):
         coded = self.quantize(images, text=self._text_ids(text, len(images)))
         lengths = coded.mask.sum(dim=1)
         ids = torch.where(coded.mask[..., None], coded.ids, -1)[:, : int(lengths.max())]
-        grids = (coded.grid,) * len(ids) if self.layout.grids else ()
-        tokens = Tokens(ids, lengths, self.layout, grids)
+        sizes = [coded.grid if self.layout.kind == "grid" else (1, length) for length in lengths.tolist()]
+        tokens = Tokens(ids, lengths, self.layout, tuple(sizes) if self.layout.grids else ())
         if length is None:
             return tokens
         if not self.layout.prefix_decodable:
@@ -211,15 +213,16 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, *, text: Sequence[str] | None = None) -> Float[Tensor, "batch 3 height width"]:
-        """Returns quick pictures in [0, 1] from codes or from a prefix of them, and from the texts they were coded with.
+        """Returns quick pictures in [0, 1] from codes or a prefix of them, and from the texts they were coded with.
 
         Raises:
             ValueError: if the codes are of another layout, the pictures of several sizes, or a text does not fit.
         """
-        if len(sizes := set(tokens.grids or self.canvas.grids)) != 1:
-            raise ValueError(f"pictures must have one size to be painted together, got grids of {sorted(sizes)}")
-        (grid,) = sizes
-        missing = self.layout.num_positions_of(grid if self.layout.grids else None) - tokens.ids.shape[1]
+        several = self.layout.kind == "grid" and tokens.grids
+        if len(grids := set(several or self.canvas.grids)) != 1:
+            raise ValueError(f"pictures must have one size to be painted together, got grids of {sorted(grids)}")
+        (grid,) = grids
+        missing = self.layout.num_positions_of(grid if several else None) - tokens.ids.shape[1]
         features = F.pad(self.embed(tokens), (0, 0, 0, missing))
         arranged, mask = self.positions.arrange(features, F.pad(tokens.mask, (0, missing)))
         read = self._text_ids(text, len(arranged))

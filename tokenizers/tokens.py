@@ -42,7 +42,10 @@ class CodeLayout:
     prefix_decodable: bool = False
     """Whether the first positions alone are a picture, as in a nested sequence."""
     grids: tuple[Grid, ...] = ()
-    """Those of which each picture has one, ascending, if there are several; two may have as many cells."""
+    """Those of which each picture has one, ascending, if there are several; two may have as many cells.
+
+    A sequence whose length depends on the picture has one row and as many columns as positions.
+    """
     levels: tuple[int, ...] = ()
     """Positions of each level of a sequence, coarse to fine, if a level needs to know only of those before it."""
 
@@ -55,9 +58,10 @@ class CodeLayout:
         if self.levels and (self.kind == "grid" or min(self.levels) < 1 or sum(self.levels) != self.num_positions):
             got = f"{self.levels} in a {self.kind}"
             raise ValueError(f"levels must share out the {self.num_positions} positions of a sequence, got {got}")
-        if self.kind == "sequence" and self.sizes:
-            raise ValueError(f"grid must be None for a sequence, got {self.grid or self.grids}")
-        if self.kind == "grid" and self.grids:
+        if self.kind == "sequence" and (self.grid or any(rows != 1 for rows, _ in self.grids)):
+            got = self.grid or self.grids
+            raise ValueError(f"grid must be None for a sequence, and grids rows of its positions, got {got}")
+        if self.grids:
             self._check_grids()
         elif self.kind == "grid" and _num_cells(self.grid or (0, 0)) != self.num_positions:
             raise ValueError(f"grid must be (rows, columns) with {self.num_positions} cells, got {self.grid}")
@@ -88,12 +92,12 @@ class CodeLayout:
         return _num_cells(grid)
 
     def check_one_size(self, part: str) -> None:
-        """Refuses several grids on behalf of a part that knows one size of picture only.
+        """Refuses pictures of several sizes on behalf of a part that knows one only; their lengths may differ.
 
         Raises:
-            ValueError: if there are several grids.
+            ValueError: if there are several grids of cells.
         """
-        if self.grids:
+        if self.grids and self.kind == "grid":
             raise ValueError(f"pictures of {part} must all have one size, got the sizes {self.grids}")
 
     def to_dict(self) -> dict[str, Any]:
