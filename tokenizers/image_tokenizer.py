@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from rebus.tokenizers.code_projection import LinearProjectionConfig, ProjectionConfig
 from rebus.tokenizers.encoders.choice import EncoderConfig
 from rebus.tokenizers.encoders.contract import Encoder
 from rebus.tokenizers.encoders.vit import VitEncoderConfig
@@ -43,6 +44,8 @@ class ImageTokenizerConfig:
     """Pixels to patch features."""
     layout: LayoutConfig = GridConfig()
     """Patch features to code positions."""
+    projection: ProjectionConfig = LinearProjectionConfig()
+    """Features to the channels that are quantized."""
     quantizer: FiniteScalarConfig | VectorConfig = VectorConfig()
     """Features to codes."""
     pixel_decoder: PixelDecoderConfig = VitPixelDecoderConfig()
@@ -115,9 +118,7 @@ class ImageTokenizer(nn.Module):
             patch_px=self.encoder.patch_px,
         )
         self.pixel_decoder: PixelDecoder = config.pixel_decoder.build(self.canvas)
-        self.to_code = nn.Linear(self.encoder.dim, self.quantizer.dim)
-        nn.init.eye_(self.to_code.weight)  # the first features of a fresh encoder are the most telling ones
-        nn.init.zeros_(self.to_code.bias)
+        self.to_code = config.projection.build(self.encoder.dim, self.quantizer.dim)
 
     def quantize(
         self,
@@ -209,7 +210,7 @@ class ImageTokenizer(nn.Module):
         """Returns what each code of stream 0 stands for; the other streams, if any, hold their first code."""
         ids = torch.zeros(1, self.layout.streams[0].size, len(self.layout.streams), dtype=torch.long)
         ids[..., 0] = torch.arange(ids.shape[1])
-        return self.quantizer.lookup(ids.to(self.to_code.weight.device))[0]
+        return self.quantizer.lookup(ids.to(next(self.parameters()).device))[0]
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, *, text: Sequence[str] | None = None) -> Float[Tensor, "batch 3 height width"]:
@@ -244,7 +245,7 @@ class ImageTokenizer(nn.Module):
     @property
     def hash(self) -> str:
         """The first 16 hex digits of the SHA-256 of the saved weights: codes of another tokenizer do not fit."""
-        return hashlib.sha256(self._saved_weights() + self._saved_pieces()).hexdigest()[:16]
+        return hashlib.sha256(self._saved_weights()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` (parameters in bfloat16) into a folder."""
