@@ -5,6 +5,7 @@ python -m rebus.evaluation.reconstruction --image_tokenizer assets/mini/image_to
 
 import json
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from rebus.data.scene_batches import pictures_of
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene
 from rebus.evaluation.intervals import Score, wilson
+from rebus.evaluation.perceptual import FeatureNetwork, efficientnet_lite0, perceptual_distance
 from rebus.model.command_line import CommandParser
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.tokens import Tokens
@@ -32,11 +34,18 @@ from rebus.tokenizers.tokens import Tokens
 _BATCH_SIZE = 64
 
 
-def reconstruction(tokenizer: ImageTokenizer, pack: EmojiPack, concepts: Sequence[str], limit: int) -> dict[str, Any]:
+def reconstruction(
+    tokenizer: ImageTokenizer,
+    pack: EmojiPack,
+    concepts: Sequence[str],
+    limit: int,
+    network: FeatureNetwork | None = None,
+) -> dict[str, Any]:
     """Returns the figures of a tokenizer.
 
-    ``psnr_db`` and ``ssim`` of rebuilt held-out scenes; for each stream ``codes_in_use`` (share of the code book seen
-    in them) and ``perplexity`` (as how many equally frequent codes they are spread); and how often a linear probe names
+    ``psnr_db``, ``ssim`` and ``perceptual`` distance of rebuilt held-out scenes, and how many are encoded and decoded
+    in a second; ``num_positions`` of a picture on average; for each stream ``codes_in_use`` (share of the code book that
+    is seen) and ``perplexity`` (as how many equally frequent codes they are spread); and how often a linear probe names
     the object of a scene from the mean code feature (``probe_pooled``) or from those of all positions
     (``probe_positions``), trained on four times as many scenes as it is tested on, all within the training split.
 
@@ -45,6 +54,7 @@ def reconstruction(tokenizer: ImageTokenizer, pack: EmojiPack, concepts: Sequenc
         pack: where pictures come from.
         concepts: ids of the objects.
         limit: number of scenes looked at, and of scenes that test a probe.
+        network: judges the perceptual distance, which is left out without it.
 
     Raises:
         ValueError: if the limit is below 1.
@@ -53,16 +63,33 @@ def reconstruction(tokenizer: ImageTokenizer, pack: EmojiPack, concepts: Sequenc
         raise ValueError(f"limit must be at least 1, got {limit}")
     held_out = SceneSampler(pack, concepts, "held_out")
     images = pictures_of([held_out.scene(random.Random(f"rebuild/{row}")) for row in range(limit)], pack)
+    began = time.perf_counter()
     tokens = [tokenizer.encode(part) for part in images.split(_BATCH_SIZE)]
+    encoded = time.perf_counter()
     rebuilt = torch.cat([tokenizer.decode(part) for part in tokens])
-    similarity = structural_similarity_index_measure(rebuilt, images / 255, data_range=1.0)
-    assert isinstance(similarity, Tensor)
+    decoded = time.perf_counter()
     return {
-        "psnr_db": peak_signal_noise_ratio(rebuilt, images / 255, data_range=1.0, dim=(1, 2, 3)).item(),
-        "ssim": similarity.item(),
+        **_likeness(rebuilt, images / 255, network),
+        "encoded_per_second": limit / (encoded - began),
+        "decoded_per_second": limit / (decoded - encoded),
+        "num_positions": torch.cat([part.lengths for part in tokens]).double().mean().item(),
         **_code_use(Tokens.cat(tokens)),
         **_probes(tokenizer, SceneSampler(pack, concepts, "train"), limit),
     }
+
+
+def _likeness(rebuilt: Tensor, images: Tensor, network: FeatureNetwork | None) -> dict[str, float]:
+    similarity = structural_similarity_index_measure(rebuilt, images, data_range=1.0)
+    assert isinstance(similarity, Tensor)
+    figures = {
+        "psnr_db": peak_signal_noise_ratio(rebuilt, images, data_range=1.0, dim=(1, 2, 3)).item(),
+        "ssim": similarity.item(),
+    }
+    if network is None:
+        return figures
+    parts = zip(rebuilt.split(_BATCH_SIZE), images.split(_BATCH_SIZE), strict=True)
+    distances = torch.cat([perceptual_distance(*part, network) for part in parts])
+    return {**figures, "perceptual": distances.mean().item()}
 
 
 def linear_probe(
@@ -126,12 +153,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(__doc__)
     parser.add_argument("--image_tokenizer", type=Path, required=True, help="folder of a saved image tokenizer")
     parser.add_argument("--limit", type=int, default=500, help="scenes to look at; the probes take five times as many")
+    parser.add_argument("--perceptual", action="store_true", help="judge pictures by EfficientNet-Lite0, too")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse(argv)
     pack = EmojiPack.open()
     with parser.refusing():
         tokenizer = ImageTokenizer.load(options.image_tokenizer)
-        figures = reconstruction(tokenizer, pack, mini_concepts(pack), options.limit)
+        network = efficientnet_lite0() if options.perceptual else None
+        figures = reconstruction(tokenizer, pack, mini_concepts(pack), options.limit, network)
     Console().print(_table(figures))
     if options.json:
         print(json.dumps(figures))

@@ -22,7 +22,7 @@ def test_a_branch_learns_from_what_it_reads_and_from_nothing_else():
     projection(features)[..., 3:].square().sum().backward()
     assert features.grad is not None
     assert not features.grad[..., :4].any() and features.grad[..., 4:].any()
-    assert projection.networks[0][1].weight.grad is None and projection.networks[1][1].weight.grad.any()
+    assert not projection.networks[0][1].weight.grad.any() and projection.networks[1][1].weight.grad.any()
 
 
 def test_without_ranges_each_branch_reads_all():

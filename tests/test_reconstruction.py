@@ -26,7 +26,9 @@ def test_command_reports_on_a_saved_tokenizer(tmp_path, capsys):
     config.build().save(tmp_path / "tokenizer")
     reconstruction.main(["--image_tokenizer", str(tmp_path / "tokenizer"), "--limit", "8", "--json"])
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert set(figures) == {"psnr_db", "ssim", "codes_in_use", "perplexity", "probe_pooled", "probe_positions"}
+    speeds = {"encoded_per_second", "decoded_per_second"}
+    codes = {"num_positions", "codes_in_use", "perplexity", "probe_pooled", "probe_positions"}
+    assert set(figures) == {"psnr_db", "ssim"} | speeds | codes
     assert 0 < figures["psnr_db"] < 30 and figures["probe_pooled"]["n"] == 8
     (perplexity,), (share,) = figures["perplexity"].values(), figures["codes_in_use"].values()
     assert 1 <= perplexity and 0 < share <= 1

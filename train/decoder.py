@@ -5,7 +5,7 @@ Run: ``python -m rebus.train.decoder --preset mini --vae runs/vae/export --image
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -186,6 +186,12 @@ def mini() -> DecoderStageConfig:
     )
 
 
+def compared() -> DecoderStageConfig:
+    """The small decoder that every image tokenizer of a comparison gets."""
+    config = mini()
+    return replace(config, decoder=replace(config.decoder, dim=192, depth=4, num_heads=3))
+
+
 def tiny() -> DecoderStageConfig:
     """A training of seconds, for tests."""
     return DecoderStageConfig(
@@ -197,7 +203,7 @@ def tiny() -> DecoderStageConfig:
     )
 
 
-PRESETS = {"mini": mini, "tiny": tiny}
+PRESETS = {"mini": mini, "compared": compared, "tiny": tiny}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@ python -m rebus.train.pretrain --preset mini --image_tokenizer runs/tokenizer/ex
 torchrun --standalone --nproc_per_node 2 -m rebus.train.pretrain --preset mini ...    # under DeepSpeed
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -109,6 +109,13 @@ def mini() -> PretrainConfig:
         image_tokenizer=Path("runs/tokenizer/export"),
         row_length=1024,
     )
+
+
+def compared() -> PretrainConfig:
+    """The small language model that every image tokenizer of a comparison gets."""
+    config = mini()
+    sizes = LanguageModelConfig(dim=256, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=704)
+    return replace(config, language_model=sizes)
 
 
 def smollm2() -> PretrainConfig:
@@ -237,6 +244,7 @@ def illume_plus_3b() -> PretrainConfig:
 
 PRESETS = {
     "mini": mini,
+    "compared": compared,
     "135m": smollm2,
     "seed_llama_8b": seed_llama_8b,
     "xomni_7b": xomni_7b,
