@@ -30,8 +30,7 @@ class VitEncoderConfig:
         """Builds the encoder for pictures of one height and width.
 
         Raises:
-            ValueError: if there are several sizes, the size is no multiple of the patch, or the width is more than a
-                patch has values.
+            ValueError: if there are several sizes, or the size is no multiple of the patch.
         """
         if len(sizes_px) != 1:
             raise ValueError(f"image sizes of a VitEncoder must be one, got {len(sizes_px)}")
@@ -52,7 +51,8 @@ class VitEncoder(nn.Module):
         self.grid = grid
         self.embed = nn.Linear(3 * self.patch_px * self.patch_px, self.dim)
         with torch.no_grad():
-            self.embed.weight.copy_(cosine_basis(self.patch_px, self.dim) / COEFFICIENT_SCALE)
+            cosines = cosine_basis(self.patch_px, min(self.dim, self.embed.in_features))
+            self.embed.weight[: len(cosines)] = cosines / COEFFICIENT_SCALE  # wider ones stay random beyond
         nn.init.zeros_(self.embed.bias)
         # Faint at first: a code should say what a patch shows, not where it is.
         self.positions = nn.Parameter(0.03 * sincos_positions(*grid, self.dim))

@@ -56,7 +56,8 @@ class VitPixelDecoder(nn.Module):
         self.transformer = Transformer(dim, config.depth, config.num_heads, has_norm=False)
         self.to_pixels = nn.Linear(dim, 3 * self.patch_px * self.patch_px)
         with torch.no_grad():
-            self.to_pixels.weight.copy_(cosine_basis(self.patch_px, dim).T * COEFFICIENT_SCALE)
+            cosines = cosine_basis(self.patch_px, min(dim, self.to_pixels.out_features))
+            self.to_pixels.weight[:, : len(cosines)] = cosines.T * COEFFICIENT_SCALE
         nn.init.zeros_(self.to_pixels.bias)
 
     def forward(
