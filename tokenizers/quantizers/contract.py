@@ -1,11 +1,15 @@
 """What every quantizer takes and returns, so that one may replace another by a config."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from rebus.tokenizers.tokens import Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,54 @@ class Quantizer(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesStreams(Protocol):
+    """A quantizer whose streams have names of their own."""
+
+    stream_names: tuple[str, ...]
+    """One for each stream, distinct."""
+
+
+@runtime_checkable
+class KnowsPositions(Protocol):
+    """A quantizer that codes some positions otherwise than others."""
+
+    def check_positions(self, ids: Int[Tensor, "batch positions streams"]) -> None:
+        """Refuses codes that cannot stand at their position; missing codes (-1) may stand anywhere.
+
+        Raises:
+            ValueError: if there are such codes.
+        """
+        ...
+
+
+def streams_of(quantizer: Quantizer) -> tuple[Stream, ...]:
+    """Returns the streams of a quantizer's codes, by its own names or as ``codes_0``, ``codes_1`` and so on."""
+    sizes = quantizer.codebook_sizes
+    names = quantizer.stream_names if isinstance(quantizer, NamesStreams) else [f"codes_{i}" for i in range(len(sizes))]
+    return tuple(Stream(name, size) for name, size in zip(names, sizes, strict=True))
+
+
+def registered(quantizers: Sequence[Quantizer]) -> Any:
+    """Returns quantizers as a list through which a module owns their parameters."""
+    modules: Any = quantizers
+    return nn.ModuleList(modules)
+
+
+def masked_mean(
+    values: Float[Tensor, "batch positions"], mask: Bool[Tensor, "batch positions"] | None
+) -> Float[Tensor, ""]:
+    """Returns the mean over the positions that count; 0 if there are none."""
+    if mask is None:
+        return values.mean()
+    return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+def mean_terms(terms: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the mean of each term over quantizers that all have the same ones."""
+    return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
+
+
 def replace_by_random_codes(
     ids: Int[Tensor, "batch positions streams"],
     codebook_sizes: tuple[int, ...],
@@ -70,8 +122,21 @@ def usage_stats(
     ids: Int[Tensor, "batch positions"], codebook_size: int, mask: Bool[Tensor, "batch positions"] | None
 ) -> dict[str, Tensor]:
     """Returns the share of the code book that a batch uses and the perplexity of its codes, both from counts."""
-    weights = torch.ones(ids.shape, device=ids.device) if mask is None else mask.float()
-    counts = torch.zeros(codebook_size, device=ids.device).index_add_(0, ids.flatten(), weights.flatten())
+    weights = (torch.ones_like(ids) if mask is None else mask).float().flatten()
+    # Sorted, equal codes are runs: so there are no more counts than codes, of a code book of any size.
+    ordered, order = ids.flatten().sort()
+    runs = F.pad(ordered.diff() != 0, (1, 0)).cumsum(dim=0)
+    counts = torch.zeros_like(weights).index_add_(0, runs, weights[order])
     shares = counts / counts.sum().clamp_min(1)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
-    return {"code_usage": (counts > 0).float().mean(), "code_perplexity": entropy.exp()}
+    return {"code_usage": (counts > 0).sum() / codebook_size, "code_perplexity": entropy.exp()}
+
+
+def usage_stats_of_streams(
+    ids: Int[Tensor, "batch positions streams"],
+    codebook_sizes: tuple[int, ...],
+    mask: Bool[Tensor, "batch positions"] | None,
+) -> dict[str, Tensor]:
+    """Returns the means over streams of their ``usage_stats``."""
+    columns = zip(ids.unbind(dim=-1), codebook_sizes, strict=True)
+    return mean_terms([usage_stats(column, size, mask) for column, size in columns])
