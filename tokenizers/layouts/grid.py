@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
+from einops import rearrange
 
 from rebus.tokenizers.encoders.contract import Patches
-from rebus.tokenizers.layouts.contract import Layout, Positions
+from rebus.tokenizers.layouts.contract import NO_EXTRAS, Extras, Layout, Positions, all_positions, finest_cells
 from rebus.tokenizers.tokens import CodeLayout, Grid, Stream
 
 
@@ -22,7 +20,7 @@ class GridConfig:
 
 
 class GridLayout(Layout):
-    """Passes patch features on: position i is patch i."""
+    """Passes patch features on: position i is patch i of the finest grid."""
 
     on_grid = True
 
@@ -37,7 +35,8 @@ class GridLayout(Layout):
             return CodeLayout("grid", num_positions, streams, grid=self.grids[0])
         return CodeLayout("grid", num_positions, streams, grids=self.grids)
 
-    def forward(self, patches: Patches, lengths: Int[Tensor, " batch"] | None = None) -> Positions:
+    def forward(self, patches: Patches, extras: Extras = NO_EXTRAS) -> Positions:
         """Returns the features of each position."""
-        assert lengths is None, "a grid has no shorter form"
-        return Positions(patches.features, torch.ones_like(patches.features[..., 0], dtype=torch.bool))
+        assert extras.lengths is None, "a grid has no shorter form"
+        features = rearrange(finest_cells(patches), "b d h w -> b (h w) d")
+        return Positions(features, all_positions(features))
