@@ -31,12 +31,32 @@ def cosine_basis(patch_px: int, number: int) -> Float[Tensor, "number values"]:
     num_values = 3 * patch_px * patch_px
     if not 1 <= number <= num_values:
         raise ValueError(f"number must be in 1..{num_values} for patches of {patch_px} px, got {number}")
-    frequencies = torch.arange(patch_px).float()
-    waves = torch.cos(math.pi * (frequencies + 0.5) * frequencies[:, None] / patch_px) * (2 / patch_px) ** 0.5
-    waves[0] /= 2**0.5
+    frequencies, waves = _waves(patch_px)
     colors = torch.tensor(_COLOR_AXES)
     colors = colors / colors.norm(dim=-1, keepdim=True)
     basis = einsum(colors, waves, waves, "opponent channel, u row, v column -> opponent u v channel row column")
     spread = torch.tensor(_COLOR_WEIGHTS)[:, None, None] / (1 + (frequencies[:, None] ** 2 + frequencies**2).sqrt())
     order = spread.flatten().argsort(descending=True, stable=True)[:number]
     return rearrange(basis, "opponent u v channel row column -> (opponent u v) (channel row column)")[order]
+
+
+def cosine_kernels(patch_px: int, number: int) -> Float[Tensor, "number 3 patch_px patch_px"]:
+    """Returns the first basis vectors as kernels of a convolution, and zeros where a patch has fewer values."""
+    basis = cosine_basis(patch_px, min(number, 3 * patch_px * patch_px))
+    kernels = rearrange(basis, "n (c p q) -> n c p q", c=3, p=patch_px)
+    return torch.cat([kernels, kernels.new_zeros(number - len(kernels), *kernels.shape[1:])])
+
+
+def plane_basis(side: int) -> Float[Tensor, "waves side side"]:
+    """Returns the orthonormal basis of squares of one channel, low frequencies first."""
+    frequencies, waves = _waves(side)
+    order = (frequencies[:, None] ** 2 + frequencies**2).flatten().argsort(stable=True)
+    planes = einsum(waves, waves, "u row, v column -> u v row column")
+    return rearrange(planes, "u v row column -> (u v) row column")[order]
+
+
+def _waves(side: int) -> tuple[Float[Tensor, " side"], Float[Tensor, "side side"]]:
+    frequencies = torch.arange(side).float()
+    waves = torch.cos(math.pi * (frequencies + 0.5) * frequencies[:, None] / side) * (2 / side) ** 0.5
+    waves[0] /= 2**0.5
+    return frequencies, waves

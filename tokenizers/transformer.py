@@ -9,6 +9,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from rebus.tokenizers.rotary import Rotation, rotate
+
 
 class Attention(nn.Module):
     """Multi-head attention of a sequence to itself or to a context."""
@@ -27,10 +29,20 @@ class Attention(nn.Module):
         features: Float[Tensor, "batch positions dim"],
         context: Float[Tensor, "batch context dim"],
         mask: Bool[Tensor, "#batch #positions context"] | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch positions dim"]:
-        """Returns what each position reads from the context where ``mask`` is True."""
+        """Returns what each position reads from the context where ``mask`` is True.
+
+        Args:
+            features: what asks.
+            context: what is read.
+            mask: what may be read; all by default.
+            rotation: places of features that read themselves, see `rotary`; without it they have none.
+        """
         queries = rearrange(self.query(features), "b n (h d) -> b h n d", h=self.num_heads)
         keys, values = rearrange(self.key_value(context), "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
+        if rotation is not None:
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
         attn_mask = None if mask is None else mask[:, None]
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
         return self.output(rearrange(mixed, "b h n d -> b n (h d)"))
@@ -53,10 +65,11 @@ class Block(nn.Module):
         features: Float[Tensor, "batch positions dim"],
         mask: Bool[Tensor, "#batch #positions positions"] | None = None,
         context: Float[Tensor, "batch context dim"] | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch positions dim"]:
         """Returns the features after attention, attention to the context, and the MLP."""
         normed = self.attention_norm(features)
-        features = features + self.attention(normed, normed, mask)
+        features = features + self.attention(normed, normed, mask, rotation)
         if self.context_attention is not None and self.context_norm is not None:
             assert context is not None
             features = features + self.context_attention(self.context_norm(features), context)
@@ -81,10 +94,11 @@ class Transformer(nn.Module):
         features: Float[Tensor, "batch positions dim"],
         mask: Bool[Tensor, "#batch #positions positions"] | None = None,
         context: Float[Tensor, "batch context dim"] | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch positions dim"]:
         """Returns the features of the last block."""
         for block in self.blocks:
-            features = block(features, mask, context)
+            features = block(features, mask, context, rotation)
         return self.norm(features)
 
 

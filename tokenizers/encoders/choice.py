@@ -1,5 +1,6 @@
 """The encoders to choose from."""
 
-from rebus.tokenizers.encoders.vit import VitEncoderConfig
+from rebus.tokenizers.encoders.one_branch import OneBranchEncoderConfig
+from rebus.tokenizers.encoders.two_branch import TwoBranchEncoderConfig
 
-EncoderConfig = VitEncoderConfig
+EncoderConfig = OneBranchEncoderConfig | TwoBranchEncoderConfig

@@ -1,12 +1,15 @@
 """What every encoder takes and returns, so that one may replace another by a config."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from rebus.tokenizers.tokens import Grid
+
+if TYPE_CHECKING:
+    from rebus.tokenizers.encoders.choice import EncoderConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,7 @@ class Patches:
         assert self.features.shape[1] == cells, f"{self.features.shape[1]} features on {cells} cells"
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Maps pictures to features on grids."""
 
@@ -32,6 +36,11 @@ class Encoder(Protocol):
     """Width of the features."""
     patch_px: int
     """Pixels of a picture's side that a cell of the finest grid covers."""
+
+    @property
+    def config(self) -> "EncoderConfig":
+        """What builds this encoder again, up to its weights, without any file that they were first read from."""
+        ...
 
     def grids(self, size_px: Grid) -> tuple[Grid, ...]:
         """Returns the grids of a picture of that height and width, coarse to fine.

@@ -46,6 +46,7 @@ class VitEncoder(nn.Module):
 
     def __init__(self, grid: Grid, config: VitEncoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.patch_px = config.patch_px
         self.dim = config.dim
         self.grid = grid

@@ -1,12 +1,15 @@
 """What every pixel decoder takes and returns, so that one may replace another by a config."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rebus.tokenizers.tokens import Grid
+
+if TYPE_CHECKING:
+    from rebus.tokenizers.pixel_decoders.choice import PixelDecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,11 @@ class Canvas:
 
 class PixelDecoder(Protocol):
     """Paints pictures from the features of their codes."""
+
+    @property
+    def config(self) -> "PixelDecoderConfig":
+        """What builds this decoder again, up to its weights, without any file that they were first read from."""
+        ...
 
     def __call__(
         self, features: Float[Tensor, "batch features dim"], mask: Bool[Tensor, "batch features"], grid: Grid

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rebus.tokenizers.patch_transform import COEFFICIENT_SCALE, cosine_basis
 from rebus.tokenizers.pixel_decoders.contract import Canvas
+from rebus.tokenizers.pixel_decoders.shares import Shares
 from rebus.tokenizers.tokens import Grid
 from rebus.tokenizers.transformer import Transformer, sincos_positions
 
@@ -44,6 +45,7 @@ class VitPixelDecoder(nn.Module):
 
     def __init__(self, canvas: Canvas, config: VitPixelDecoderConfig) -> None:
         super().__init__()
+        self.config = config
         dim, self.patch_px = config.dim, canvas.patch_px
         self.on_grid = canvas.on_grid
         (self.grid,) = canvas.grids
@@ -53,6 +55,7 @@ class VitPixelDecoder(nn.Module):
         self.missing = nn.Parameter(torch.zeros(dim))
         self.positions = nn.Parameter(0.03 * sincos_positions(*self.grid, dim))
         self.code_positions = None if self.on_grid else nn.Parameter(0.02 * torch.randn(canvas.num_features, dim))
+        self.shares = None if self.on_grid else Shares(canvas)
         self.transformer = Transformer(dim, config.depth, config.num_heads, has_norm=False)
         self.to_pixels = nn.Linear(dim, 3 * self.patch_px * self.patch_px)
         with torch.no_grad():
@@ -66,10 +69,10 @@ class VitPixelDecoder(nn.Module):
         """Returns pictures of about [0, 1]; see `contract.PixelDecoder`."""
         assert grid == self.grid, f"a decoder of {self.grid} patches was asked for {grid}"
         codes = torch.where(mask[..., None], self.embed(features), self.missing)
-        if self.code_positions is None:
+        if self.code_positions is None or self.shares is None:
             hidden = self.transformer(codes + self.positions)
         else:
-            patches = self.positions.expand(len(codes), -1, -1)
+            patches = self.shares(codes, mask, grid) + self.positions
             context = codes + self.code_positions[: codes.shape[1]]
             hidden = self.transformer(torch.cat([patches.to(context.dtype), context], dim=1))[:, : patches.shape[1]]
         pixels = rearrange(
