@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run in one process a core
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,28 @@ def text_tokenizer() -> SentencePieceTokenizer:
 @pytest.fixture(scope="session")
 def vocabulary(layout: CodeLayout, text_tokenizer: SentencePieceTokenizer) -> Vocabulary:
     return Vocabulary(text_tokenizer.num_pieces, layout)
+
+
+@pytest.fixture(scope="session")
+def inputs() -> Callable:
+    """Makes a small batch as the terms of supervision see it; codes lie in one row."""
+    import torch
+
+    from rebus.tokenizers.image_tokenizer import Coded
+    from rebus.tokenizers.supervision.contract import Taught
+
+    def make(batch=6, positions=5, dim=2, length=7, side=8, pad=3, **others):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(batch, 3, side, side, generator=generator)
+        features = torch.randn(batch, positions, dim, generator=generator)
+        captions = torch.randint(4, 19, (batch, length), generator=generator)
+        captions[:, -2:] = pad
+        regions = torch.randint(11, (batch, positions), generator=generator)
+        mask = torch.ones(batch, positions, dtype=torch.bool)
+        coded = Coded(mask[..., None].long(), mask, features, mask, (1, positions), None, {}, {})
+        return Taught(images, images + 0.1, coded, captions, regions, **others)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,15 @@ from torch import Tensor, nn
 from rebus.train.config import OptimConfig, RunConfig
 
 Told = TypeVar("Told")
+
+
+@runtime_checkable
+class HasBlocksToCompile(Protocol):
+    """A model that may hold more than ``torch.compile`` can take as one program."""
+
+    def blocks_to_compile(self) -> list[nn.Module]:
+        """Returns the parts to compile each by itself; none if all of the loss can be compiled at once."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -203,14 +212,21 @@ def set_threads(run: RunConfig) -> None:
 def compiled(model: nn.Module, loss: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the loss of a model for ``torch.compile``; the blocks of a language model are compiled each by itself.
 
-    All of its loss would be compiled anew for each number of documents in a batch.
+    All of its loss would be compiled anew for each number of documents in a batch. Other models may name such blocks.
     """
-    blocks = getattr(getattr(model, "model", None), "layers", None)
-    if not isinstance(blocks, nn.ModuleList):
+    blocks = _blocks_to_compile(model)
+    if not blocks:
         return torch.compile(loss)
     for block in blocks:
         block.compile()
     return loss
+
+
+def _blocks_to_compile(model: nn.Module) -> list[nn.Module]:
+    if isinstance(model, HasBlocksToCompile):
+        return model.blocks_to_compile()
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
 def recompute_activations(model: nn.Module) -> None:
