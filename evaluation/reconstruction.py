@@ -44,8 +44,8 @@ def reconstruction(
     """Returns the figures of a tokenizer.
 
     ``psnr_db``, ``ssim`` and ``perceptual`` distance of rebuilt held-out scenes, and how many are encoded and decoded
-    in a second; ``num_positions`` of a picture on average; for each stream ``codes_in_use`` (share of the code book that
-    is seen) and ``perplexity`` (as how many equally frequent codes they are spread); and how often a linear probe names
+    in a second; ``num_positions`` of a picture on average; for each stream ``codes_in_use`` (share of the code book)
+    and ``perplexity`` (as how many equally frequent codes they are spread); and how often a linear probe names
     the object of a scene from the mean code feature (``probe_pooled``) or from those of all positions
     (``probe_positions``), trained on four times as many scenes as it is tested on, all within the training split.
 

@@ -40,6 +40,16 @@ class LevelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """A part of several."""
+
+    name: str
+    """What it is called."""
+    codes: LookupConfig | HashConfig
+    """Where its codes come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CoderConfig:
     """A coder."""
 
@@ -49,8 +59,10 @@ class CoderConfig:
     """Order."""
     codes: LookupConfig | HashConfig | LevelsConfig = LevelsConfig()
     """Where codes come from."""
-    extra: LookupConfig | None = None
+    extra: LookupConfig | PartConfig | None = None
     """A second table."""
+    parts: tuple[PartConfig, ...] = ()
+    """More tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +149,10 @@ def test_flags(argv: list[str], expected: DrawingStageConfig) -> None:
         ({"coder": {"codes": {"is": "HashConfig"}}}, with_coder(codes=HashConfig())),
         ({"coder": {"codes": {"is": "LevelsConfig", "levels": [2]}}}, with_coder(codes=LevelsConfig(levels=(2,)))),
         ({"coder": {"extra": {"is": "LookupConfig", "size": 1}}}, with_coder(extra=LookupConfig(size=1))),
+        (
+            {"coder": {"parts": [{"is": "PartConfig", "name": "a", "codes": {"is": "HashConfig", "size": 3}}]}},
+            with_coder(parts=(PartConfig(name="a", codes=HashConfig(size=3)),)),
+        ),
     ],
 )
 def test_files(tmp_path: Path, values: dict[str, object], expected: DrawingStageConfig) -> None:
@@ -156,6 +172,7 @@ def test_files(tmp_path: Path, values: dict[str, object], expected: DrawingStage
         (["--coder.kind", "loose"], "coder.kind: expected Literal['free', 'causal'], got loose"),
         (["--coder.codes", "Table"], "coder.codes must be one of LookupConfig, HashConfig, LevelsConfig, got Table"),
         (["--coder.codes.levels", "[1]"], "coder.codes: Option 'levels' is not accepted"),
+        (["--coder.extra", "PartConfig"], "coder.extra: the following arguments are required: name, codes"),
         (["--preset", "huge"], "argument --preset: invalid choice: 'huge'"),
         (["tiny"], "unrecognized arguments: tiny"),
         (["--config", "missing.json"], "missing.json cannot be read: "),

@@ -22,7 +22,7 @@ MAY_IMPORT = {
         "rebus.model.grammar",
     ),
     "model": BELOW_MODEL,
-    "evaluation": (*BELOW_MODEL, "rebus.evaluation"),
+    "evaluation": (*BELOW_MODEL, "rebus.evaluation", "rebus.train.recipes"),  # by name, to start their trainings
     "train": (*BELOW_MODEL, "rebus.train", "rebus.evaluation.detector"),
     "generate.py": (*BELOW_MODEL, "rebus.evaluation", "rebus.train"),
     "chat.py": (*BELOW_MODEL, "rebus.evaluation", "rebus.train"),

@@ -67,6 +67,7 @@ def test_only_positions_that_a_picture_holds_count(generator):
     assert found.num_codes == 4 and found.entropy_bits == pytest.approx(math.log2(4)) and found.above_bits is None
 
 
+@pytest.mark.slow
 def test_the_command_tells_and_draws(tmp_path, capsys):
     picture, shipped = tmp_path / "statistics.png", str(SHIPPED_MODEL / "image_tokenizer")
     token_statistics.main(["--image_tokenizer", shipped, "--limit", "4", "--plot", str(picture), "--json"])

@@ -44,7 +44,8 @@ def frozen(tmp_path_factory):
 
 def config_of(preset, frozen, **run):
     config = PRESETS[preset]()
-    paths = {"vae": frozen / preset / "vae", "image_tokenizer": frozen / preset / "tokenizer"}
+    parts = frozen / ("tiny" if preset == "tiny" else "mini")
+    paths = {"vae": parts / "vae", "image_tokenizer": parts / "tokenizer"}
     return replace(config, run=replace(config.run, **run), num_start_pictures=64, **paths)
 
 

@@ -18,13 +18,14 @@ from rebus.tokenizers.encoders.choice import EncoderConfig
 from rebus.tokenizers.encoders.contract import Encoder
 from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.layouts.choice import LayoutConfig
-from rebus.tokenizers.layouts.contract import Layout
+from rebus.tokenizers.layouts.contract import Extras, Layout, standing_still
 from rebus.tokenizers.layouts.grid import GridConfig
 from rebus.tokenizers.pixel_decoders.choice import PixelDecoderConfig
 from rebus.tokenizers.pixel_decoders.contract import Canvas, PixelDecoder
+from rebus.tokenizers.pixel_decoders.noisy_cnn import NoisyCnnPixelDecoder
 from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
-from rebus.tokenizers.quantizers.contract import Quantizer
-from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
+from rebus.tokenizers.quantizers.choice import QuantizerConfig
+from rebus.tokenizers.quantizers.contract import KnowsPositions, Quantizer, streams_of
 from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
 from rebus.tokenizers.text_condition import TextConditionConfig
@@ -46,7 +47,7 @@ class ImageTokenizerConfig:
     """Patch features to code positions."""
     projection: ProjectionConfig = LinearProjectionConfig()
     """Features to the channels that are quantized."""
-    quantizer: FiniteScalarConfig | VectorConfig = VectorConfig()
+    quantizer: QuantizerConfig = VectorConfig()
     """Features to codes."""
     pixel_decoder: PixelDecoderConfig = VitPixelDecoderConfig()
     """Codes to a quick picture."""
@@ -94,22 +95,21 @@ class ImageTokenizer(nn.Module):
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
-        self.config = config
         self.image_size = config.image_size_px
         self.encoder: Encoder = config.encoder.build(config.sizes_px)
         grids = tuple(self.encoder.grids(size) for size in config.sizes_px)
         self.quantizer: Quantizer = config.quantizer.build()
         self.positions: Layout = config.layout.build(self.encoder.dim, self.quantizer.dim, grids)
-        streams = tuple(Stream(f"codes_{index}", size) for index, size in enumerate(self.quantizer.codebook_sizes))
-        self.layout: CodeLayout = self.positions.code_layout(streams)
+        self.has_codes = bool(self.quantizer.codebook_sizes)
+        self._layout = self.positions.code_layout(streams_of(self.quantizer) or (Stream("none", 1),))
         finest = tuple(dict.fromkeys(grid for *_, grid in grids))
         feature_dim = self.positions.arranged_dim(self.quantizer.dim)
-        num_features = max(map(math.prod, finest)) if self.positions.on_grid else self.layout.num_positions
+        num_features = max(map(math.prod, finest)) if self.positions.on_grid else self._layout.num_positions
         self.text = config.text and config.text.build(self.encoder.dim, feature_dim)
         if config.text and self.positions.on_grid:
             raise ValueError("text must be None for codes that lie on a grid: their decoder reads nothing beside them")
-        if len(finest) > 1 and self.layout.kind == "sequence":
-            raise ValueError(f"image_sizes_px must be one for a sequence of codes, got {config.sizes_px}")
+        if config.text and config.text.in_encoder and not self.positions.reads_context:
+            raise ValueError(f"text.in_encoder must be False for a {type(config.layout).__name__}, which reads none")
         self.canvas = Canvas(
             feature_dim=feature_dim,
             num_features=num_features + (config.text.length if config.text else 0),
@@ -119,12 +119,28 @@ class ImageTokenizer(nn.Module):
         )
         self.pixel_decoder: PixelDecoder = config.pixel_decoder.build(self.canvas)
         self.to_code = config.projection.build(self.encoder.dim, self.quantizer.dim)
+        # What is saved must build without the folders that weights were first read from.
+        self.config = replace(config, encoder=self.encoder.config, pixel_decoder=self.pixel_decoder.config)
+
+    @property
+    def layout(self) -> CodeLayout:
+        """What codes agree on.
+
+        Raises:
+            ValueError: if the quantizer makes no codes.
+        """
+        if not self.has_codes:
+            raise ValueError(f"quantizer must make codes, got a {type(self.config.quantizer).__name__}")
+        return self._layout
 
     def quantize(
         self,
         images: Float[Tensor, "batch 3 height width"],
         lengths: Int[Tensor, " batch"] | None = None,
         text: Int[Tensor, "batch pieces"] | None = None,
+        *,
+        noise: Float[Tensor, "batch numbers"] | None = None,
+        errors: Float[Tensor, " batch"] | None = None,
     ) -> Coded:
         """Returns the codes of pictures in [0, 1], and features with gradients: the path of training.
 
@@ -132,6 +148,8 @@ class ImageTokenizer(nn.Module):
             images: pictures of one size.
             lengths: how many positions to keep of each; all by default.
             text: pieces as `TextCondition.ids` makes them.
+            noise: what the layout decides by, as it drew it; by default it leaves nothing to chance.
+            errors: mean absolute errors of the pictures painted from these lengths, where the layout learns from that.
         """
         patches, decoder_text = self.encoder(images), None
         if self.text is not None and text is not None:
@@ -139,22 +157,31 @@ class ImageTokenizer(nn.Module):
             decoder_text = self.text.to_decoder(read)
             if self.text.to_encoder is not None:
                 patches = replace(patches, context=self.text.to_encoder(read))
-        positions = self.positions(patches, lengths)
-        quantized, mask = self.positions.quantize(self.to_code(positions.features), positions.mask, self.quantizer)
+        extras = Extras(lengths, noise, errors, self._through_code)
+        positions = self.positions(patches, extras)
+        features = self.to_code(positions.features)
+        arranged = self.positions.quantize(features, positions.mask, self.quantizer, extras)
         return Coded(
-            quantized.ids,
+            arranged.ids,
             positions.mask,
-            quantized.features,
-            mask,
+            arranged.features,
+            arranged.mask,
             patches.grids[-1],
             decoder_text,
-            {**positions.losses, **quantized.losses},
-            quantized.stats,
+            {**positions.losses, **arranged.losses},
+            arranged.stats,
         )
 
-    def paint(self, coded: Coded) -> Float[Tensor, "batch 3 height width"]:
-        """Returns quick pictures of about [0, 1], with gradients: the path of training."""
-        return self._paint(coded.features, coded.features_mask, coded.grid, coded.text)
+    def paint(
+        self, coded: Coded, noise: Float[Tensor, "batch cells channels"] | None = None
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Returns quick pictures of about [0, 1], with gradients: the path of training.
+
+        Args:
+            coded: what ``quantize`` returned.
+            noise: what a `NoisyCnnPixelDecoder` drew; without it that decoder always takes the same.
+        """
+        return self._paint(coded.features, coded.features_mask, coded.grid, coded.text, noise)
 
     @torch.no_grad()
     def encode(
@@ -199,10 +226,12 @@ class ImageTokenizer(nn.Module):
         """Returns the features that codes stand for; zeros beyond a picture's length.
 
         Raises:
-            ValueError: if the codes are of another layout.
+            ValueError: if the codes are of another layout or cannot stand at their position.
         """
         if tokens.layout != self.layout:
             raise ValueError(f"tokens must have the tokenizer's layout {self.layout}, got {tokens.layout}")
+        if isinstance(self.quantizer, KnowsPositions):
+            self.quantizer.check_positions(tokens.ids)
         return self.quantizer.lookup(tokens.ids.clamp_min(0)) * tokens.mask[..., None]
 
     @torch.no_grad()
@@ -230,17 +259,28 @@ class ImageTokenizer(nn.Module):
         decoder_text = None if self.text is None or read is None else self.text.to_decoder(self.text(read))
         return self._paint(arranged, mask, grid, decoder_text).clamp(0, 1)
 
+    def _through_code(
+        self, features: Float[Tensor, "batch positions dim"]
+    ) -> Float[Tensor, "batch positions code_dim"]:
+        with standing_still(self.quantizer):
+            return self.quantizer(self.to_code(features)).features
+
     def _text_ids(self, texts: Sequence[str] | None, number: int) -> Int[Tensor, "batch pieces"] | None:
         if texts is not None and (self.text is None or len(texts) != number):
             wanted = "left out: the tokenizer reads none" if self.text is None else f"one for each of {number} pictures"
             raise ValueError(f"text must be {wanted}, got {len(texts)}")
         return self.text and self.text.ids(texts or [""] * number)
 
-    def _paint(self, features: Tensor, mask: Tensor, grid: Grid, text: Tensor | None) -> Tensor:
+    def _paint(
+        self, features: Tensor, mask: Tensor, grid: Grid, text: Tensor | None, noise: Tensor | None = None
+    ) -> Tensor:
         if text is not None:
             features = torch.cat([features, text], dim=1)
             mask = F.pad(mask, (0, text.shape[1]), value=True)
-        return self.pixel_decoder(features, mask, grid)
+        if noise is None:
+            return self.pixel_decoder(features, mask, grid)
+        assert isinstance(self.pixel_decoder, NoisyCnnPixelDecoder), "no other decoder takes noise"
+        return self.pixel_decoder(features, mask, grid, noise)
 
     @property
     def hash(self) -> str:

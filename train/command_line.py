@@ -164,6 +164,8 @@ def _choices_of_flags(flags: list[str], config: Any) -> dict[str, str]:
 def _tagged(hint: Any, value: Any, path: str, choices: dict[str, str]) -> Any:
     """Returns values with checked keys, and the ``is`` of a choice as jsonargparse writes it."""
     classes = {one.__name__: one for one in _classes(hint)}
+    if classes and isinstance(value, list):  # each item has a choice of its own, of which no default is known
+        return [_tagged(next(iter(classes.values())), item, f"{path}.{index}", {}) for index, item in enumerate(value)]
     if not classes or not isinstance(value, dict):
         return value
     name = value.get("is", next(iter(classes)))
@@ -211,7 +213,8 @@ def _one_line(message: str) -> str:
     lines = [line.strip(" -") for line in message.splitlines()]
     if any(line.startswith("Given value type") for line in lines):  # a union lists what each member says
         ours = [line for line in lines if " must be " in line]  # what a config of ours refuses
-        lines = ours or [lines[0], *(line for line in lines[1:] if line.startswith(("Option", "Expected")))]
+        told = ("Option", "Expected", "the following arguments are required")
+        lines = ours or [lines[0], *(line for line in lines[1:] if line.startswith(told))]
     text = re.sub(r'Parser key "([\w.]+)"', r"\1", " ".join(lines))
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
     return re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)

@@ -1,0 +1,1 @@
+"""Published image tokenizers, each a function that returns a training at its published size or at mini size."""
