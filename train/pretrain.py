@@ -218,9 +218,9 @@ def illume_plus_3b() -> PretrainConfig:
     Source: Huang et al., "ILLUME+: Illuminating Unified MLLM with Dual Visual Tokenization and Diffusion Refinement",
     https://arxiv.org/abs/2504.01934; its code, https://github.com/illume-unified-mllm/ILLUME_plus at 51de69d,
     ``configs/example/illume_plus_3b/illume_plus_qwen2_5_3b_stage3.py``.
-    Differs: pictures are read as codes, not by a vision tower, which has a rate of its own there; one code book, where
-    theirs has a level of 32,768 semantic codes and one of 98,304 for pixels on a finer grid: a vocabulary holds both as
-    streams of one grid, but no image tokenizer here makes them; pictures of one size; no text is dropped. Ours are the
+    Differs: pictures are read as codes, not by a vision tower, which has a rate of its own there; codes of both levels,
+    32,768 for what is seen and 98,304 for pixels, are one stream, as the recipe ``illume_plus`` of image tokenizers
+    makes them; pictures of one size; no text is dropped. Ours are the
     steps, clipping, the name of the data, and 64 packed rows of a step, where theirs are 256 samples.
     """
     return PretrainConfig(
