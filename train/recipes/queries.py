@@ -234,8 +234,9 @@ def restok(size: Size) -> TokenizerStageConfig:
 def comit(size: Size) -> TokenizerStageConfig:
     """COMiT: a message that is rewritten crop by crop.
 
-    Source: "Communication-inspired image tokenization" (COMiT), sec. 3; see `RecurrentCrops`.
-    Differs: encoder and decoder are two transformers.
+    Source: Davtyan et al., "Communication-Inspired Tokenization for Structured Image Representations",
+    https://arxiv.org/abs/2602.20731, sec. 3.
+    Differs: encoder and decoder are two transformers; see `RecurrentCrops`.
     """
     if size == "mini":
         layout = RecurrentCropsConfig(num_positions=64, depth=2, num_heads=3)
