@@ -59,10 +59,8 @@ READ_CONTEXT = {"free", "free_one_length", "causal", "nested", "slots", "crops",
 
 
 def config_of(name, **fields):
-    config = replace(TINY, layout=LAYOUTS[name], **fields)
-    if name == "two_grids":
-        object.__setattr__(config, "encoder", TWO_GRIDS)  # its type would be refused
-    return config
+    encoder = TWO_GRIDS if name == "two_grids" else TINY.encoder
+    return replace(TINY, layout=LAYOUTS[name], encoder=encoder, **fields)
 
 
 def shaken(config, seed=0):
