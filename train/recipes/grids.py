@@ -20,8 +20,8 @@ from rebus.tokenizers.quantizers.vector import VectorConfig
 from rebus.train.recipes.sizes import MINI_DECODER, MINI_ENCODER, Size, mini, pixels_only, published
 from rebus.train.tokenizer_stage import TokenizerStageConfig
 
-MINI_CNN = CnnEncoderConfig(channels=32, multipliers=(2, 4, 4), num_blocks=1, dim=64, num_groups=8)
-MINI_CNN_DECODER = CnnPixelDecoderConfig(channels=32, multipliers=(2, 4, 4), num_blocks=1, dim=64, num_groups=8)
+MINI_CNN = CnnEncoderConfig(channels=32, multipliers=(1, 2, 2), num_blocks=1, dim=64, num_groups=8)
+MINI_CNN_DECODER = CnnPixelDecoderConfig(channels=32, multipliers=(1, 2, 2), num_blocks=1, dim=64, num_groups=8)
 
 
 def llamagen(size: Size) -> TokenizerStageConfig:
