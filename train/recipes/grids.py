@@ -122,6 +122,7 @@ def wetok(size: Size) -> TokenizerStageConfig:
 
     Source: Zhuang et al., "WeTok: Powerful Discrete Tokenization for High-Fidelity Visual Reconstruction",
     https://arxiv.org/abs/2508.05599, sec. 3.
+    Differs: the decoder takes no noise.
     """
     if size == "mini":
         codes = LookupFreeConfig(bits=8, groups=2)
@@ -164,6 +165,7 @@ def meditok(size: Size) -> TokenizerStageConfig:
 
     Source: Ma et al., "MedITok: A Unified Tokenizer for Medical Image Synthesis and Interpretation",
     https://arxiv.org/abs/2505.19225, sec. 3; Ma et al., "UniTok", https://arxiv.org/abs/2502.20321, sec. 3.3.
+    Differs: plain vision transformers, where theirs begin with convolutions (ViTamin); a matrix projects to the codes.
     """
     book = VectorConfig(codebook_size=4096, dim=8, normalized=True, update="gradient")
     if size == "mini":

@@ -162,7 +162,7 @@ def layton(size: Size) -> TokenizerStageConfig:
 
     Source: Xie et al., "Layton: Latent Consistency Tokenizer for 1024-pixel Image Reconstruction and Generation by 256
     Tokens", https://arxiv.org/abs/2503.08377, sec. 3.
-    Differs: the decoder here paints pixels at once; a few-step decoder of latents is trained on the codes afterwards.
+    Differs: its code is not public, and its sizes are ours; the decoder here paints pixels at once.
     """
     if size == "mini":
         return mini(_mini(replace(_READ, num_queries=32)), pixels_only())

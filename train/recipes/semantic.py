@@ -165,7 +165,7 @@ def illume_plus(size: Size) -> TokenizerStageConfig:
 
     Source: Huang et al., "ILLUME+: Illuminating Unified MLLM with Dual Visual Tokenization and Diffusion Refinement",
     https://arxiv.org/abs/2504.01934, sec. 3.1; its code, https://github.com/illume-unified-mllm/ILLUME_plus.
-    Differs: pictures of one size, 448 px, which is a multiple of both strides; the pixel branch does not read the
+    Differs: the tower has the shape of SigLIP with patches of 28 px; pictures of one size, 448 px, which is a multiple of both strides; the pixel branch does not read the
     semantic codes before it is quantized.
     """
     if size == "mini":
@@ -208,6 +208,7 @@ def tokenflow(size: Size) -> TokenizerStageConfig:
 
     Source: Qu et al., "TokenFlow: Unified Image Tokenizer for Multimodal Understanding and Generation",
     https://arxiv.org/abs/2412.03069, sec. 3.
+    Differs: what is told of the teacher's features is told by the supervision, not by a decoder that is kept.
     """
     if size == "mini":
         return mini(
