@@ -165,8 +165,8 @@ def illume_plus(size: Size) -> TokenizerStageConfig:
 
     Source: Huang et al., "ILLUME+: Illuminating Unified MLLM with Dual Visual Tokenization and Diffusion Refinement",
     https://arxiv.org/abs/2504.01934, sec. 3.1; its code, https://github.com/illume-unified-mllm/ILLUME_plus.
-    Differs: the tower has the shape of SigLIP with patches of 28 px; pictures of one size, 448 px, which is a multiple of both strides; the pixel branch does not read the
-    semantic codes before it is quantized.
+    Differs: the tower has the shape of SigLIP with patches of 28 px; pictures of one size, 448 px, which is a multiple
+    of both strides; the pixel branch does not read the semantic codes before it is quantized.
     """
     if size == "mini":
         coarse = VitEncoderConfig(patch_px=32, dim=192, depth=3, num_heads=3)
