@@ -1,60 +1,175 @@
-"""How a diffusion decoder sees a picture's codes: on the cells of a grid, or as tokens beside its own."""
+"""How a diffusion decoder sees a picture's codes: on the cells of a grid, as tokens to attend to, or as one vector.
+
+A missing code (-1), beyond a prefix or in a branch without codes, is seen as a learned feature of its own, never as
+a code; only the one vector leaves it out.
+
+Sources: Bachmann et al., "FlexTok", https://arxiv.org/abs/2502.13967, sec. 3 (tokens before the patches, a learned
+token for each missing one); Chen et al., "PixArt-alpha", https://arxiv.org/abs/2310.00426, sec. 2.3 (cross-attention);
+Ramesh et al., "Hierarchical Text-Conditional Image Generation with CLIP Latents", https://arxiv.org/abs/2204.06125,
+sec. 2.1 (a vector added to the time's features); GLM-Image in diffusers 0.42 (codes enlarged to the grid of the
+patches and added).
+Differs: the one vector is the mean of codes that an MLP has read with their places, not an embedding of CLIP.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rebus.tokenizers.tokens import CodeLayout
+from rebus.model.grid_places import of_one_shape, resized, whole_grid
+from rebus.tokenizers.tokens import CodeLayout, Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """The codes of a batch of pictures of one size."""
+
+    features: Float[Tensor, "batch positions dim"]
+    held: Bool[Tensor, "batch positions"]
+    """False where the code is missing."""
+    grid: Grid
+    """Rows and columns of the cells; a sequence is one row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """Patches and codes as the transformer reads them."""
+
+    tokens: Float[Tensor, "batch tokens dim"]
+    """What the blocks transform; the patches are the last of them."""
+    context: Float[Tensor, "batch positions dim"] | None = None
+    """What the tokens read in every block, if the blocks have such an attention."""
+    vector: Float[Tensor, "batch dim"] | None = None
+    """What is added to the features of the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridConditionConfig:
-    """The features of a code are added to the patch that lies where its cell lies; one code to a patch."""
+    """The features of a code are added to the patches that lie where its cell lies, also if one is the finer."""
 
-    def build(self, layout: CodeLayout, patch_grid: tuple[int, int], dim: int) -> "GridCondition":
+    def build(self, layout: CodeLayout, patch_grids: tuple[Grid, ...], dim: int) -> "GridCondition":
         """Builds the condition for codes of a layout.
 
         Raises:
-            ValueError: if the codes lie on no grid, or on another than the patches.
+            ValueError: if the codes lie on no grid, or neither grid is a whole number of times as fine as the other.
         """
-        if layout.grid != patch_grid:
-            raise ValueError(f"grid of the codes must be that of the patches, {patch_grid}, got {layout.grid}")
-        return GridCondition()
+        pairs = [(grid, patches) for grid in layout.sizes for patches in patch_grids if of_one_shape(grid, patches)]
+        wrong = [(grid, patches) for grid, patches in pairs if max(grid[0], patches[0]) % min(grid[0], patches[0])]
+        if layout.kind == "sequence" or not pairs or wrong:
+            wanted = f"a whole number of times as fine or coarse as that of the patches, {_listed(patch_grids)}"
+            got = _listed(layout.sizes) if layout.kind == "grid" else "a sequence"
+            raise ValueError(f"grid of the codes must be {wanted}, got {got}")
+        return GridCondition({grid[0] // patches[0] for grid, patches in pairs if grid[0] > patches[0]}, dim)
 
 
 class GridCondition(nn.Module):
-    """Adds codes to patches, cell by cell."""
+    """Adds codes to patches: each to all patches in its cell, or all those in a patch, merged, to that patch."""
 
-    def forward(
-        self, patches: Float[Tensor, "batch patches dim"], codes: Float[Tensor, "batch positions dim"]
-    ) -> Float[Tensor, "batch patches dim"]:
-        """Returns the tokens of the transformer; the patches are the last of them."""
-        return patches + codes
+    has_context = False
+
+    def __init__(self, folds: set[int], dim: int) -> None:
+        super().__init__()
+        self.merge = nn.ModuleDict({str(fold): nn.Linear(fold**2 * dim, dim, bias=False) for fold in sorted(folds)})
+        with torch.no_grad():  # merged codes start as their mean
+            for fold, linear in self.merge.items():
+                assert isinstance(linear, nn.Linear)
+                linear.weight.copy_(torch.eye(dim).repeat(1, int(fold) ** 2) / int(fold) ** 2)
+
+    def forward(self, patches: Float[Tensor, "batch patches dim"], codes: Codes, patch_grid: Grid) -> Conditioned:
+        """Returns patches that know their codes."""
+        rows, patch_rows = codes.grid[0], patch_grid[0]
+        if rows <= patch_rows:
+            fold = patch_rows // rows
+            cells = repeat(codes.features, "b (h w) d -> b (h p w q) d", h=rows, p=fold, q=fold)
+        else:
+            fold = rows // patch_rows
+            cells = rearrange(codes.features, "b (h p w q) d -> b (h w) (p q d)", h=patch_rows, p=fold, q=fold)
+            cells = self.merge[str(fold)](cells)
+        return Conditioned(patches + cells)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceConditionConfig:
     """Codes are tokens of their own, which the patches attend to: for codes without a place in the picture."""
 
-    def build(self, layout: CodeLayout, patch_grid: tuple[int, int], dim: int) -> "SequenceCondition":
+    def build(self, layout: CodeLayout, patch_grids: tuple[Grid, ...], dim: int) -> "SequenceCondition":
         """Builds the condition for codes of a layout."""
-        return SequenceCondition(layout.num_positions, dim)
+        return SequenceCondition(layout, dim)
 
 
 class SequenceCondition(nn.Module):
     """Puts codes before patches."""
 
-    def __init__(self, num_positions: int, dim: int) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(0.02 * torch.randn(num_positions, dim))
+    has_context = False
 
-    def forward(
-        self, patches: Float[Tensor, "batch patches dim"], codes: Float[Tensor, "batch positions dim"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Returns the tokens of the transformer; the patches are the last of them."""
-        return torch.cat([codes + self.positions, patches], dim=1)
+    def __init__(self, layout: CodeLayout, dim: int) -> None:
+        super().__init__()
+        self.grid = whole_grid(layout)
+        self.positions = code_positions(self.grid, dim)
+
+    def forward(self, patches: Float[Tensor, "batch patches dim"], codes: Codes, patch_grid: Grid) -> Conditioned:
+        """Returns patches behind codes."""
+        placed = codes.features + resized(self.positions, self.grid, codes.grid)
+        return Conditioned(torch.cat([placed, patches], dim=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttentionConditionConfig:
+    """Patches read codes in every block, and codes stay as they are: cheaper than a sequence if codes are many."""
+
+    def build(self, layout: CodeLayout, patch_grids: tuple[Grid, ...], dim: int) -> "CrossAttentionCondition":
+        """Builds the condition for codes of a layout."""
+        return CrossAttentionCondition(layout, dim)
+
+
+class CrossAttentionCondition(nn.Module):
+    """Puts codes beside patches."""
+
+    has_context = True
+
+    def __init__(self, layout: CodeLayout, dim: int) -> None:
+        super().__init__()
+        self.grid = whole_grid(layout)
+        self.positions = code_positions(self.grid, dim)
+
+    def forward(self, patches: Float[Tensor, "batch patches dim"], codes: Codes, patch_grid: Grid) -> Conditioned:
+        """Returns patches, and codes for them to read."""
+        return Conditioned(patches, context=codes.features + resized(self.positions, self.grid, codes.grid))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledConditionConfig:
+    """Codes become one vector beside the features of the time: for codes that say what, and hardly where."""
+
+    def build(self, layout: CodeLayout, patch_grids: tuple[Grid, ...], dim: int) -> "PooledCondition":
+        """Builds the condition for codes of a layout."""
+        return PooledCondition(layout, dim)
+
+
+class PooledCondition(nn.Module):
+    """Takes the mean over the codes that a picture holds, each read with its place."""
+
+    has_context = False
+
+    def __init__(self, layout: CodeLayout, dim: int) -> None:
+        super().__init__()
+        self.grid = whole_grid(layout)
+        self.positions = code_positions(self.grid, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.absent = nn.Parameter(0.02 * torch.randn(dim))
+
+    def forward(self, patches: Float[Tensor, "batch patches dim"], codes: Codes, patch_grid: Grid) -> Conditioned:
+        """Returns patches as they are, and the vector; without any code that of none."""
+        read = self.mlp(codes.features + resized(self.positions, self.grid, codes.grid))
+        held = codes.held[..., None]
+        mean = (read * held).sum(dim=1) / held.sum(dim=1).clamp_min(1)
+        return Conditioned(patches, vector=torch.where(held.any(dim=1), mean, self.absent))
+
+
+ConditionConfig = GridConditionConfig | SequenceConditionConfig | CrossAttentionConditionConfig | PooledConditionConfig
+Condition = GridCondition | SequenceCondition | CrossAttentionCondition | PooledCondition
 
 
 class CodeEmbedding(nn.Module):
@@ -86,3 +201,12 @@ class CodeEmbedding(nn.Module):
         table = next(self.streams.parameters())
         width = min(means.shape[1], table.shape[1])
         table[: len(means), :width] = means[:, :width]
+
+
+def code_positions(grid: Grid, dim: int) -> nn.Parameter:
+    """Returns fresh features of the places of codes."""
+    return nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], dim))
+
+
+def _listed(grids: tuple[Grid, ...]) -> str:
+    return " or ".join(map(str, grids))

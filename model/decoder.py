@@ -17,9 +17,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rebus.model.code_condition import CodeEmbedding, GridConditionConfig, SequenceConditionConfig
+from rebus.model.code_condition import CodeEmbedding, Codes, Condition, ConditionConfig, GridConditionConfig
 from rebus.model.diffusion_transformer import ModulatedBlock, Modulation, TimeEmbedding, modulate
 from rebus.model.flow import integrate
+from rebus.model.grid_places import grid_of
 from rebus.model.vae import decode_latents
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
 from rebus.tokenizers.tokens import CodeLayout, Tokens
@@ -45,7 +46,7 @@ class DecoderConfig:
     """Blocks."""
     num_heads: int = 4
     """Attention heads."""
-    condition: GridConditionConfig | SequenceConditionConfig = GridConditionConfig()
+    condition: ConditionConfig = GridConditionConfig()
     """How the codes come in."""
 
     def __post_init__(self) -> None:
@@ -77,9 +78,12 @@ class DiffusionDecoder(nn.Module):
         self.embed_patches = nn.Linear(patch_values, dim)
         self.patch_positions = nn.Parameter(sincos_positions(rows, columns, dim))
         self.embed_codes = CodeEmbedding(layout, dim)
-        self.condition = config.condition.build(layout, (rows, columns), dim)
+        self.condition: Condition = config.condition.build(layout, ((rows, columns),), dim)
         self.embed_time = TimeEmbedding(dim)
-        self.blocks = nn.ModuleList(ModulatedBlock(dim, config.num_heads) for _ in range(config.depth))
+        has_context = self.condition.has_context
+        self.blocks = nn.ModuleList(
+            ModulatedBlock(dim, config.num_heads, has_context=has_context) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.modulation = Modulation(dim, 2)
         self.to_velocity = nn.Linear(dim, patch_values)
@@ -102,16 +106,20 @@ class DiffusionDecoder(nn.Module):
         Raises:
             ValueError: if the times are not float32.
         """
-        patch, (height, _) = self.config.patch, self.config.latent_size
+        patch = self.config.patch
+        patch_grid = noisy.shape[-2] // patch, noisy.shape[-1] // patch
         values = rearrange(noisy, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
         patches = self.embed_patches(values) + self.patch_positions
-        features = self.condition(patches, self.embed_codes(ids))
-        time_features = self.embed_time(time)
+        held, grid = (ids >= 0).any(dim=-1), grid_of(self.layout, ids.shape[1], patch_grid)
+        seen = self.condition(patches, Codes(self.embed_codes(ids), held, grid), patch_grid)
+        features, time_features = seen.tokens, self.embed_time(time)
+        if seen.vector is not None:
+            time_features = time_features + seen.vector
         for block in self.blocks:
-            features = block(features, time_features)
+            features = block(features, time_features, seen.context)
         shift, scale = self.modulation(time_features)
         velocity = self.to_velocity(modulate(self.norm(features[:, -values.shape[1] :]), shift, scale))
-        return rearrange(velocity, "b (h w) (c p q) -> b c (h p) (w q)", h=height // patch, p=patch, q=patch)
+        return rearrange(velocity, "b (h w) (c p q) -> b c (h p) (w q)", h=patch_grid[0], p=patch, q=patch)
 
     @torch.no_grad()
     def render_latents(

@@ -1,7 +1,8 @@
 """The transformer blocks of the diffusion decoder, modulated by the time.
 
-Source: Peebles and Xie, "Scalable Diffusion Models with Transformers", https://arxiv.org/abs/2212.09748, sec. 3.2
-(adaLN-Zero).
+Sources: Peebles and Xie, "Scalable Diffusion Models with Transformers", https://arxiv.org/abs/2212.09748, sec. 3.2
+(adaLN-Zero); Chen et al., "PixArt-alpha", https://arxiv.org/abs/2310.00426, sec. 2.3 (attention to a context between
+the two, not modulated, silent at first).
 """
 
 import math
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from rebus.tokenizers.transformer import Attention
 
 
 class TimeEmbedding(nn.Module):
@@ -71,23 +74,31 @@ class SelfAttention(nn.Module):
 
 
 class ModulatedBlock(nn.Module):
-    """Attention and MLP, each normed, shifted, scaled and gated as the time says."""
+    """Attention and MLP, each normed, shifted, scaled and gated as the time says; between them, perhaps, a context."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, *, has_context: bool = False) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.attention = SelfAttention(dim, num_heads)
+        self.context_norm = nn.LayerNorm(dim) if has_context else None
+        self.context_attention = _silent_attention(dim, num_heads) if has_context else None
         self.mlp_norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.mlp = nn.Sequential(xavier_linear(dim, 4 * dim), nn.GELU(approximate="tanh"), xavier_linear(4 * dim, dim))
         self.modulation = Modulation(dim, 6)
 
     def forward(
-        self, features: Float[Tensor, "batch positions dim"], time_features: Float[Tensor, "batch dim"]
+        self,
+        features: Float[Tensor, "batch positions dim"],
+        time_features: Float[Tensor, "batch dim"],
+        context: Float[Tensor, "batch context dim"] | None = None,
     ) -> Float[Tensor, "batch positions dim"]:
-        """Returns the features after attention and MLP."""
+        """Returns the features after attention, attention to the context, and MLP."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(time_features)
         normed = modulate(self.attention_norm(features), shift, scale)
         features = features + gate * self.attention(normed)
+        if self.context_attention is not None and self.context_norm is not None:
+            assert context is not None
+            features = features + self.context_attention(self.context_norm(features), context)
         return features + mlp_gate * self.mlp(modulate(self.mlp_norm(features), mlp_shift, mlp_scale))
 
 
@@ -106,3 +117,10 @@ def xavier_linear(dim_in: int, dim_out: int) -> nn.Linear:
     nn.init.xavier_uniform_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+def _silent_attention(dim: int, num_heads: int) -> Attention:
+    attention = Attention(dim, num_heads)
+    nn.init.zeros_(attention.output.weight)
+    nn.init.zeros_(attention.output.bias)
+    return attention

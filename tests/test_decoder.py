@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rebus.model.code_condition import GridConditionConfig, SequenceConditionConfig
+from rebus.model.code_condition import Conditioned, GridConditionConfig, SequenceConditionConfig
 from rebus.model.decoder import DecoderConfig, DecoderPipeline, DiffusionDecoder
 from rebus.model.flow import integrate
 from rebus.model.vae import VaeConfig
@@ -72,7 +72,7 @@ def test_a_patch_of_latents_comes_back_to_its_place(layout, tokens):
         decoder.embed_patches = torch.nn.Linear(48, 48, bias=False)
         decoder.embed_patches.weight.copy_(torch.eye(48))
         decoder.patch_positions = torch.nn.Parameter(torch.zeros(6, 48))
-        decoder.condition.forward = lambda patches, codes: patches
+        decoder.condition.forward = lambda patches, codes, patch_grid: Conditioned(patches)
         decoder.norm = torch.nn.Identity()
         decoder.modulation.forward = lambda time: (torch.zeros(3, 1, 48), torch.zeros(3, 1, 48))
         decoder.to_velocity = torch.nn.Identity()
@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_refused(decoder, pipeline, tokens, noise, tmp_path
         pipeline.render(tokens, seed=[1, 2])
     with pytest.raises(ValueError, match="latent_channels of the auto-encoder must be 3, got 4"):
         DecoderPipeline(decoder, VaeConfig(block_out_channels=(8,)).build())
-    with pytest.raises(ValueError, match="grid of the codes must be that of the patches"):
+    with pytest.raises(ValueError, match="grid of the codes must be a whole number of times .* as that of the patches"):
         TINY.build(SEQUENCE, "cafe")
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from einops import rearrange
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.scene_batches import pictures_of, scene_rows
@@ -62,17 +63,20 @@ def test_it_learns_the_velocity_and_exports_what_it_learned(pack, frozen, tmp_pa
     assert exported.layout == stage.tokenizer.layout
 
 
-def test_codes_start_at_the_mean_latents_of_their_places(pack, frozen):
-    stage = DecoderStage(config_of("mini", frozen), pack)
+@pytest.mark.parametrize("patch", [4, 2])
+def test_codes_start_at_the_mean_latents_of_their_places(patch, pack, frozen):
+    config = config_of("mini", frozen)
+    stage = DecoderStage(replace(config, decoder=replace(config.decoder, patch=patch)), pack)
     images = pictures_of(scene_rows(stage.train_scenes, 64, seed=0, step=0), pack) / 255
     ids, latents = stage.tokenizer.encode(images).ids[..., 0], encode_latents(stage.vae, images)
-    table = stage.decoder.embed_codes.streams[0].weight
+    table, values = stage.decoder.embed_codes.streams[0].weight, 4 * patch**2
     for code in ids.unique()[:5]:
-        here = [latents[picture, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4].flatten()
-                for picture, row, column in (ids.view(64, 8, 8) == code).nonzero()]  # fmt: skip
-        torch.testing.assert_close(table[code, :64], torch.stack(here).mean(dim=0), atol=1e-4, rtol=1e-4)
+        cells = [latents[picture, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
+                 for picture, row, column in (ids.view(64, 8, 8) == code).nonzero()]  # fmt: skip
+        patches = rearrange(torch.stack(cells), "b c (h p) (w q) -> (b h w) (c p q)", p=patch, q=patch)
+        torch.testing.assert_close(table[code, :values], patches.mean(dim=0), atol=1e-4, rtol=1e-4)
     missing = set(range(len(table) - 1)) - set(ids.unique().tolist())
-    assert len(table[sorted(missing), :64].unique(dim=0)) == 1  # a code never met starts at the mean of all
+    assert len(table[sorted(missing), :values].unique(dim=0)) == 1  # a code never met starts at the mean of all
 
 
 def test_ranks_share_the_batch_of_one_process(pack, frozen):

@@ -154,13 +154,18 @@ class DecoderStage:
 
     def _mean_latents(self, num_pictures: int) -> Float[Tensor, "codes values"]:
         """Returns the mean patch of latents where each code of stream 0 stands; that of all codes for one never met."""
-        patch, size = self.config.decoder.patch, self.tokenizer.layout.streams[0].size
+        patch, layout = self.config.decoder.patch, self.tokenizer.layout
+        grid, size = layout.grid, layout.streams[0].size
+        assert grid is not None
+        finest = max(grid, tuple(side // patch for side in self.config.decoder.latent_size))
         pairs = []
         for step in range(math.ceil(num_pictures / _START_BATCH)):
             images = self._pictures(scene_rows(self.train_scenes, _START_BATCH, seed=self.config.run.seed, step=step))
             latents = encode_latents(self.vae, images).cpu()
-            patches = rearrange(latents, "b c (h p) (w q) -> (b h w) (c p q)", p=patch, q=patch)
-            pairs.append((self.tokenizer.encode(images).ids[..., 0].flatten().cpu(), patches))
+            patches = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=patch, q=patch)
+            patches = rearrange(F.interpolate(patches, finest), "b values h w -> (b h w) values")
+            ids = rearrange(self.tokenizer.encode(images).ids[..., 0].cpu(), "b (h w) -> b 1 h w", h=grid[0])
+            pairs.append((F.interpolate(ids.double(), finest).long().flatten(), patches))
         ids, patches = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         counts = torch.bincount(ids, minlength=size)[:, None]
         sums = torch.zeros(size, patches.shape[1]).index_add_(0, ids, patches)
