@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 BATCH_SIZE = 16
-SETTINGS = ("guidance", "temperature", "top_k", "top_p", "min_p", "best_of", "steps")
+PAINTING = ("steps", "decoder_guidance")
+SETTINGS = ("guidance", "temperature", "top_k", "top_p", "min_p", "best_of", *PAINTING)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,6 +71,7 @@ def _parser() -> CommandParser:
     how.add_argument("--min-p", type=float, help="only codes at least this probable beside the likeliest")
     how.add_argument("--best-of", type=int, help="drafts, of which the model keeps the best; one with --image")
     how.add_argument("--steps", type=int, help="evaluations of the diffusion decoder")
+    how.add_argument("--decoder-guidance", type=float, help="how strictly it follows the codes; 1 is plain")
     how.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count on (default: 0)")
     parser.add_model_flags()
     where = parser.add_argument_group("where to")
@@ -85,9 +87,9 @@ def _prompts(options: Namespace) -> list[str]:
     prompts = [*options.prompt, *(line for line in lines if line.strip())]
     if bool(prompts) == (options.from_tokens is not None):
         raise ValueError(f"prompts or else --from-tokens must be given, got {'both' if prompts else 'neither'}")
-    unused = [name for name in ("image", *SETTINGS[:-1]) if getattr(options, name) is not None]
+    unused = [name for name in ("image", *SETTINGS) if getattr(options, name) is not None and name not in PAINTING]
     if options.from_tokens is not None and unused:
-        raise ValueError(f"--from-tokens must come with no other settings than --steps and --seed, got {unused[0]}")
+        raise ValueError(f"--from-tokens must come with --steps, --decoder-guidance and --seed alone, got {unused[0]}")
     if options.num_images < 1:
         raise ValueError(f"--num-images must be at least 1, got {options.num_images}")
     return [prompt for prompt in prompts for _ in range(options.num_images)]

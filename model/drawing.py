@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from rebus.model.continuation import Decoding
+from rebus.model.decoder_guidance import guide
 from rebus.model.guidance import Guidance
 from rebus.model.sampling import Sampling
 from rebus.tokenizers.tokens import Tokens
@@ -40,12 +41,15 @@ class DrawingSettings:
     """Drafts of each picture, of which the model keeps the one in which it best reads the prompt (``drafts.py``)."""
     steps: int = 4
     """Evaluations of the decoder."""
+    decoder_guidance: float = 1.0
+    """How strictly the decoder follows the codes; 1 is plain, and twice as fast."""
 
     def __post_init__(self) -> None:
         for name in ("best_of", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         self.decoding()
+        guide(self.decoder_guidance)
 
     def decoding(self) -> Decoding:
         """Returns how texts and codes are written; of text always the likeliest."""

@@ -1,11 +1,13 @@
 """Flow matching along straight lines: noise at time 1, data at time 0, as everywhere in this project and in diffusers.
 
 Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
-https://arxiv.org/abs/2403.03206, sec. 2 and 3.1 (rectified flow, logit-normal times).
+https://arxiv.org/abs/2403.03206, sec. 2 and 3.1 (rectified flow, logit-normal times) and 5.3.2 (times shifted for
+larger pictures).
 """
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,6 +15,8 @@ from torch import Tensor
 
 Velocity = Callable[[Float[Tensor, "batch ..."], Float[Tensor, " batch"]], Float[Tensor, "batch ..."]]
 """A model: noisy data and their times in [0, 1] to the velocity there."""
+Solver = Literal["euler", "heun"]
+"""``"euler"``: one velocity a step. ``"heun"``: the mean of those at both ends of a step, but for the last."""
 
 
 def interpolate(
@@ -33,17 +37,45 @@ def logit_normal_times(number: int, *, mean: float, std: float, generator: torch
     return torch.sigmoid(mean + std * torch.randn(number, generator=generator))
 
 
+def shifted(time: Float[Tensor, " times"], shift: float) -> Float[Tensor, " times"]:
+    """Returns times moved towards noise, the ends staying where they are; a shift of 1 leaves all as they are.
+
+    A picture of four times as many pixels drowns in noise later: it looks at time 2t / (1 + t), which is a shift of 2,
+    as the smaller one looks at t.
+    """
+    return shift * time / (1 + (shift - 1) * time)
+
+
 @torch.no_grad()
-def integrate(velocity: Velocity, noise: Float[Tensor, "batch ..."], steps: int) -> Float[Tensor, "batch ..."]:
-    """Returns the data that a model's velocities lead to from noise, by Euler steps of equal length.
+def integrate(
+    velocity: Velocity,
+    noise: Float[Tensor, "batch ..."],
+    steps: int,
+    *,
+    shift: float = 1.0,
+    solver: Solver = "euler",
+) -> Float[Tensor, "batch ..."]:
+    """Returns the data that a model's velocities lead to from noise.
+
+    Args:
+        velocity: the model.
+        noise: at time 1.
+        steps: of equal length before they are shifted.
+        shift: of their ends, see `shifted`.
+        solver: how a step is taken.
 
     Raises:
         ValueError: if ``steps`` is less than 1.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    times = torch.linspace(1, 0, steps + 1, device=noise.device)
+    times = shifted(torch.linspace(1, 0, steps + 1, device=noise.device), shift)
     state = noise
     for time, following in pairwise(times):
-        state = state + (following - time) * velocity(state, time.expand(len(state)))
+        here = velocity(state, time.expand(len(state)))
+        ahead = state + (following - time) * here
+        if solver == "heun" and following > 0:
+            there = velocity(ahead, following.expand(len(state)))
+            ahead = state + (following - time) * (here + there) / 2
+        state = ahead
     return state

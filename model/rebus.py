@@ -115,21 +115,19 @@ class Rebus:
         """
         return Picture(tokens=self._encode([self._picture(image)])[0])
 
-    def paint(self, tokens: Tokens, *, seed: int | Sequence[int] = 0, steps: int | None = None) -> list[Drawing]:
+    def paint(self, tokens: Tokens, *, seed: int | Sequence[int] = 0, **settings: Any) -> list[Drawing]:
         """Returns the pictures of codes, or of the first codes where the layout allows it, painted as one batch.
 
         Args:
             tokens: codes of this model's image tokenizer.
             seed: of each picture, or of the first, from which the others count on.
-            steps: evaluations of the decoder; the model's own number by default.
+            settings: ``steps`` and ``decoder_guidance`` of ``DrawingSettings``, if not the model's own.
 
         Raises:
-            ValueError: if the codes are of another layout, or ``steps`` is less than 1.
+            ValueError: if the codes are of another layout, or a setting is out of range.
         """
-        settings = replace(self.saved.settings, best_of=1)
-        settings = settings if steps is None else replace(settings, steps=steps)
-        number = len(tokens.lengths)
-        return self._paint(tokens, [settings] * number, picture_seeds(seed, number), None)
+        chosen, number = replace(self.saved.settings, best_of=1, **settings), len(tokens.lengths)
+        return self._paint(tokens, [chosen] * number, picture_seeds(seed, number), None)
 
     def rebuild(self, images: Sequence[Image.Image | Path]) -> list[Drawing]:
         """Returns each picture as its codes keep it: encoded and painted again, as one batch."""
@@ -215,7 +213,8 @@ class Rebus:
         """Returns the pictures of codes that the language model wrote, or that were given."""
         painter = self.painter  # read before the clock starts
         start = time.perf_counter()
-        pictures = painter.render(tokens, steps=settings[0].steps, seed=seeds)
+        chosen = settings[0]
+        pictures = painter.render(tokens, steps=chosen.steps, guidance=chosen.decoder_guidance, seed=seeds)
         pixels = rearrange((pictures * 255).round().byte().cpu(), "batch rgb height width -> batch height width rgb")
         statistics = Statistics(
             batch_size=len(seeds),

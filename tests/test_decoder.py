@@ -3,6 +3,7 @@ import torch
 
 from rebus.model.code_condition import Conditioned, GridConditionConfig, SequenceConditionConfig
 from rebus.model.decoder import DecoderConfig, DecoderPipeline, DiffusionDecoder
+from rebus.model.decoder_guidance import AdaptiveProjectedGuidance, guide
 from rebus.model.flow import integrate
 from rebus.model.vae import VaeConfig
 from rebus.tokenizers.tokens import CodeLayout, Stream, Tokens
@@ -114,6 +115,22 @@ def test_guidance_equals_two_passes(decoder, tokens, noise):
     torch.testing.assert_close(painted, expected, atol=1e-5, rtol=0)
     nearly_one = decoder.render_latents(tokens, noise, steps=4, guidance=1 + 1e-7)
     torch.testing.assert_close(nearly_one, decoder.render_latents(tokens, noise, steps=4), atol=1e-5, rtol=0)
+
+
+def test_projected_guidance_and_heun_reach_the_picture(decoder, pipeline, tokens, noise):
+    config = AdaptiveProjectedGuidance(scale=3.0, norm_threshold=0.5)
+    missing, guided = torch.full_like(tokens.ids, -1), guide(config)
+
+    def velocity(state, time):
+        return guided(decoder(state, time, tokens.ids), decoder(state, time, missing))
+
+    with torch.no_grad():
+        expected = integrate(velocity, noise, 3, solver="heun")
+    painted = decoder.render_latents(tokens, noise, steps=3, guidance=config, solver="heun")
+    torch.testing.assert_close(painted, expected, atol=1e-5, rtol=0)
+    plain = pipeline.render(tokens, steps=3)
+    for settings in ({"guidance": config}, {"guidance": 3.0}, {"solver": "heun"}):
+        assert not torch.allclose(pipeline.render(tokens, steps=3, **settings), plain, atol=1e-4)
 
 
 def test_a_picture_is_the_same_alone_and_in_a_batch(pipeline, tokens):

@@ -204,6 +204,7 @@ def test_a_prompt_beyond_the_context_is_refused_before_anything_is_loaded(rebus)
         ({"guidance": float("nan")}, "guidance must be .*, got nan"),
         ({"guidance": float("inf")}, "guidance must be .*, got inf"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"decoder_guidance": -1.0}, "guidance must be at least 0 and finite, got -1.0"),
         ({"best_of": 0}, "best_of must be at least 1, got 0"),
         ({"temperature": -0.1}, "temperature must be .*, got -0.1"),
         ({"top_p": 1.5}, "top_p must .*, got 1.5"),
