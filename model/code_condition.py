@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rebus.model.grid_places import of_one_shape, resized, whole_grid
+from rebus.model.grid_places import listed, of_one_shape, resized, whole_grid
 from rebus.tokenizers.tokens import CodeLayout, Grid
 
 
@@ -58,8 +58,8 @@ class GridConditionConfig:
         pairs = [(grid, patches) for grid in layout.sizes for patches in patch_grids if of_one_shape(grid, patches)]
         wrong = [(grid, patches) for grid, patches in pairs if max(grid[0], patches[0]) % min(grid[0], patches[0])]
         if layout.kind == "sequence" or not pairs or wrong:
-            wanted = f"a whole number of times as fine or coarse as that of the patches, {_listed(patch_grids)}"
-            got = _listed(layout.sizes) if layout.kind == "grid" else "a sequence"
+            wanted = f"a whole number of times as fine or coarse as that of the patches, {listed(patch_grids)}"
+            got = listed(layout.sizes) if layout.kind == "grid" else "a sequence"
             raise ValueError(f"grid of the codes must be {wanted}, got {got}")
         return GridCondition({grid[0] // patches[0] for grid, patches in pairs if grid[0] > patches[0]}, dim)
 
@@ -206,7 +206,3 @@ class CodeEmbedding(nn.Module):
 def code_positions(grid: Grid, dim: int) -> nn.Parameter:
     """Returns fresh features of the places of codes."""
     return nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], dim))
-
-
-def _listed(grids: tuple[Grid, ...]) -> str:
-    return " or ".join(map(str, grids))

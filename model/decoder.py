@@ -5,6 +5,7 @@ in the latents of an auto-encoder, which decodes any prefix).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,10 @@ from rebus.model.code_condition import CodeEmbedding, Codes, Condition, Conditio
 from rebus.model.decoder_guidance import DecoderGuidance, guide
 from rebus.model.diffusion_transformer import ModulatedBlock, Modulation, TimeEmbedding, modulate
 from rebus.model.flow import Solver, integrate
-from rebus.model.grid_places import grid_of
-from rebus.model.vae import decode_latents
+from rebus.model.grid_places import bounding_grid, check_shapes, grid_of, listed, of_one_shape, resized
+from rebus.model.vae import decode_latents, downsampling
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
-from rebus.tokenizers.tokens import CodeLayout, Tokens
+from rebus.tokenizers.tokens import CodeLayout, Grid, Tokens
 from rebus.tokenizers.transformer import sincos_positions
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class DecoderConfig:
     """Channels of the latents."""
     latent_size: tuple[int, int] = (32, 32)
     """Rows and columns of the latents."""
+    latent_sizes: tuple[Grid, ...] = ()
+    """Those of which each picture has one, the usual one first; the size above is then not meant."""
+    time_shift: float = 1.0
+    """How far the times of a picture of the usual size are moved towards noise, in training and painting; those of a
+    larger one are moved further, by the root of how many times as many latents it has."""
     patch: int = 4
     """Side of the square of latents that is one token."""
     dim: int = 256
@@ -51,18 +57,29 @@ class DecoderConfig:
     """How the codes come in."""
 
     def __post_init__(self) -> None:
-        if any(side % self.patch for side in self.latent_size):
-            raise ValueError(f"latent_size must be a multiple of patch = {self.patch}, got {self.latent_size}")
+        for size in self.sizes:
+            if min(size) < 1 or any(side % self.patch for side in size):
+                raise ValueError(f"latent_size must be a multiple of patch = {self.patch}, got {size}")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"latent_sizes must be distinct, got {self.latent_sizes}")
+        if not self.time_shift > 0:
+            raise ValueError(f"time_shift must be more than 0, got {self.time_shift}")
         if self.dim % self.num_heads or self.dim % 4:
             raise ValueError(f"dim must be a multiple of 4 and of num_heads = {self.num_heads}, got {self.dim}")
+
+    @property
+    def sizes(self) -> tuple[Grid, ...]:
+        """Rows and columns of latents that a picture may have, the usual ones first."""
+        return self.latent_sizes or (self.latent_size,)
 
     def build(self, layout: CodeLayout, tokenizer_hash: str) -> "DiffusionDecoder":
         """Builds a decoder with fresh weights for the codes of one image tokenizer.
 
         Raises:
-            ValueError: if the condition does not suit the layout, or that has several grids.
+            ValueError: if the condition does not suit the layout, or a size or grid has no counterpart of its shape.
         """
-        layout.check_one_size("a diffusion decoder")
+        if layout.kind == "grid":
+            check_shapes(layout.sizes, self.sizes)
         return DiffusionDecoder(self, layout, tokenizer_hash)
 
 
@@ -75,11 +92,12 @@ class DiffusionDecoder(nn.Module):
         self.layout = layout
         self.tokenizer_hash = tokenizer_hash
         dim, patch_values = config.dim, config.latent_channels * config.patch**2
-        rows, columns = (side // config.patch for side in config.latent_size)
+        patch_grids = tuple((rows // config.patch, columns // config.patch) for rows, columns in config.sizes)
+        self.whole_grid = bounding_grid(patch_grids)
         self.embed_patches = nn.Linear(patch_values, dim)
-        self.patch_positions = nn.Parameter(sincos_positions(rows, columns, dim))
+        self.patch_positions = nn.Parameter(sincos_positions(*self.whole_grid, dim))
         self.embed_codes = CodeEmbedding(layout, dim)
-        self.condition: Condition = config.condition.build(layout, ((rows, columns),), dim)
+        self.condition: Condition = config.condition.build(layout, patch_grids, dim)
         self.embed_time = TimeEmbedding(dim)
         has_context = self.condition.has_context
         self.blocks = nn.ModuleList(
@@ -100,9 +118,9 @@ class DiffusionDecoder(nn.Module):
         """Returns the velocity.
 
         Args:
-            noisy: latents between data and noise.
+            noisy: latents between data and noise, of one of the sizes of the config.
             time: float32 in [0, 1]; 1 is noise.
-            ids: codes of all positions; -1 is a missing one, and all missing is no condition at all.
+            ids: codes of all positions of such pictures; -1 is a missing one, and all missing is no condition at all.
 
         Raises:
             ValueError: if the times are not float32.
@@ -110,7 +128,7 @@ class DiffusionDecoder(nn.Module):
         patch = self.config.patch
         patch_grid = noisy.shape[-2] // patch, noisy.shape[-1] // patch
         values = rearrange(noisy, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
-        patches = self.embed_patches(values) + self.patch_positions
+        patches = self.embed_patches(values) + resized(self.patch_positions, self.whole_grid, patch_grid)
         held, grid = (ids >= 0).any(dim=-1), grid_of(self.layout, ids.shape[1], patch_grid)
         seen = self.condition(patches, Codes(self.embed_codes(ids), held, grid), patch_grid)
         features, time_features = seen.tokens, self.embed_time(time)
@@ -121,6 +139,25 @@ class DiffusionDecoder(nn.Module):
         shift, scale = self.modulation(time_features)
         velocity = self.to_velocity(modulate(self.norm(features[:, -values.shape[1] :]), shift, scale))
         return rearrange(velocity, "b (h w) (c p q) -> b c (h p) (w q)", h=patch_grid[0], p=patch, q=patch)
+
+    def sizes_of(self, tokens: Tokens) -> tuple[Grid, ...]:
+        """Returns the sizes of latents at which these pictures may be painted as one batch, the usual one first.
+
+        Raises:
+            ValueError: if the codes are of another layout, or the pictures of several sizes.
+        """
+        if tokens.layout != self.layout:
+            raise ValueError(f"tokens must have the decoder's layout {self.layout}, got {tokens.layout}")
+        if self.layout.kind == "sequence":
+            return self.config.sizes
+        grids = sorted(set(tokens.grids or self.layout.sizes))
+        if len(grids) > 1:
+            raise ValueError(f"pictures painted as one batch must have one size, got codes on {grids}")
+        return tuple(size for size in self.config.sizes if of_one_shape(grids[0], size))
+
+    def time_shift(self, size: Grid) -> float:
+        """Returns how far the times of pictures with so many rows and columns of latents are moved towards noise."""
+        return self.config.time_shift * math.sqrt(math.prod(size) / math.prod(self.config.sizes[0]))
 
     @torch.no_grad()
     def render_latents(
@@ -136,17 +173,20 @@ class DiffusionDecoder(nn.Module):
 
         Args:
             tokens: codes of the image tokenizer that the decoder was trained with.
-            noise: unit Gaussian.
+            noise: unit Gaussian, of one of the sizes that ``sizes_of`` returns.
             steps: evaluations of the decoder; by Heun's way almost twice as many.
             guidance: how far to go from the velocity without codes to that with codes; 1 is plain, more is stricter.
             solver: how a step is taken.
 
         Raises:
-            ValueError: if the codes are of another layout, ``steps`` is less than 1, or guidance is out of range.
+            ValueError: if the codes are of another layout, the noise of another size, ``steps`` is less than 1, or
+                guidance is out of range.
         """
-        if tokens.layout != self.layout:
-            raise ValueError(f"tokens must have the decoder's layout {self.layout}, got {tokens.layout}")
-        ids = F.pad(tokens.ids, (0, 0, 0, self.layout.num_positions - tokens.ids.shape[1]), value=-1)
+        size, allowed = (noise.shape[-2], noise.shape[-1]), self.sizes_of(tokens)
+        if size not in allowed:
+            raise ValueError(f"size of the noise must be one of {listed(allowed)}, got {size[0]} x {size[1]}")
+        whole = self.layout.num_positions_of(tokens.grids[0] if tokens.grids and self.layout.kind == "grid" else None)
+        ids = F.pad(tokens.ids, (0, 0, 0, whole - tokens.ids.shape[1]), value=-1)
         both, guided = torch.cat([ids, torch.full_like(ids, -1)]), guide(guidance)
 
         def velocity(noisy: Tensor, time: Tensor) -> Tensor:
@@ -154,7 +194,7 @@ class DiffusionDecoder(nn.Module):
                 return self(noisy, time, ids)
             return guided(*self(torch.cat([noisy, noisy]), torch.cat([time, time]), both).chunk(2))
 
-        return integrate(velocity, noise, steps, solver=solver)
+        return integrate(velocity, noise, steps, shift=self.time_shift(size), solver=solver)
 
     def save(self, folder: Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` (in bfloat16) into a folder."""
@@ -212,6 +252,7 @@ class DecoderPipeline:
         self,
         tokens: Tokens,
         *,
+        size: Grid | None = None,
         steps: int = 4,
         guidance: DecoderGuidance = 1.0,
         solver: Solver = "euler",
@@ -221,23 +262,33 @@ class DecoderPipeline:
 
         Args:
             tokens: codes, or a prefix of them.
+            size: height and width in pixels, one of those the decoder was trained with; the usual one by default.
             steps: evaluations of the decoder; by Heun's way almost twice as many.
             guidance: 1 is plain, more is stricter.
             solver: how a step is taken.
             seed: of the noise, one for all pictures or one for each.
 
         Raises:
-            ValueError: if the codes are of another layout, the seeds are not as many, ``steps`` is less than 1, or
-                guidance is out of range.
+            ValueError: if the codes are of another layout or of several sizes, the size is none of the decoder's, the
+                seeds are not as many, ``steps`` is less than 1, or guidance is out of range.
         """
         num_pictures = len(tokens.ids)
         seeds = [seed] * num_pictures if isinstance(seed, int) else list(seed)
         if len(seeds) != num_pictures:
             raise ValueError(f"seed must be one or {num_pictures}, got {len(seeds)}")
-        device, config = next(self.decoder.parameters()).device, self.decoder.config
-        shape = (config.latent_channels, *config.latent_size)
+        device = next(self.decoder.parameters()).device
+        shape = (self.decoder.config.latent_channels, *self._latent_size(tokens, size))
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(one)) for one in seeds])
         latents = self.decoder.render_latents(
             tokens.to(device), noise.to(device), steps=steps, guidance=guidance, solver=solver
         )
         return decode_latents(self.vae, latents)
+
+    def _latent_size(self, tokens: Tokens, size: Grid | None) -> Grid:
+        factor = downsampling(self.vae)
+        of_px = {(rows * factor, columns * factor): (rows, columns) for rows, columns in self.decoder.sizes_of(tokens)}
+        if size is None:
+            return next(iter(of_px.values()))
+        if size not in of_px:
+            raise ValueError(f"size must be one of {listed(tuple(of_px))} px, got {size[0]} x {size[1]}")
+        return of_px[size]

@@ -17,6 +17,24 @@ def of_one_shape(grid: Grid, other: Grid) -> bool:
     return grid[0] * other[1] == grid[1] * other[0]
 
 
+def check_shapes(grids: tuple[Grid, ...], sizes: tuple[Grid, ...]) -> None:
+    """Refuses a grid of codes that fits no size of latents, or the reverse.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    alone = [grid for grid in grids if not any(of_one_shape(grid, size) for size in sizes)]
+    alone += [size for size in sizes if not any(of_one_shape(grid, size) for grid in grids)]
+    if alone:
+        wanted = f"latent sizes and grids of codes must have the same shapes, got sizes {listed(sizes)}"
+        raise ValueError(f"{wanted} and grids {listed(grids)}")
+
+
+def listed(grids: tuple[Grid, ...]) -> str:
+    """Returns the grids for people to read."""
+    return ", ".join(f"{rows} x {columns}" for rows, columns in grids)
+
+
 def whole_grid(layout: CodeLayout) -> Grid:
     """Returns the least grid that holds all grids of a layout; a sequence is one row."""
     if layout.kind == "sequence":

@@ -78,7 +78,7 @@ def test_a_fine_grid_is_merged_from_its_mean_on_and_may_learn_its_places():
 
 @pytest.mark.parametrize("patch_grid", [(3, 3), (3, 4), (2, 6), (1, 1)])
 def test_grids_that_do_not_lie_over_each_other_are_refused(patch_grid):
-    with pytest.raises(ValueError, match=r"grid of the codes must be a whole number of times .* got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"grid of the codes must be a whole number of times .* got 2 x 3"):
         GridConditionConfig().build(GRID, (patch_grid,), 16)
     with pytest.raises(ValueError, match="got a sequence"):
         GridConditionConfig().build(ANY_LENGTH, ((1, 5),), 16)

@@ -10,7 +10,6 @@ from rebus.data.packing import pack_row
 from rebus.data.rendering import NOT_TRAINED, Rendered
 from rebus.model.cached_rows import CachedRows
 from rebus.model.continuation import Continuation, Decoding, Request, Row
-from rebus.model.decoder import DecoderConfig, SequenceConditionConfig
 from rebus.model.engine import Engine
 from rebus.model.grammar import Grammar, PictureSpan
 from rebus.model.guidance import Guidance
@@ -286,10 +285,3 @@ def test_sizes_are_scored_with_text_and_control(model):
         start, stop = inside[0] if inside else (0, VOCABULARY.control_range[1])
         expected.append(F.cross_entropy(logits[place - 1, start:stop], torch.tensor(ids[place] - start)))
     torch.testing.assert_close(loss(model, batch)[0], torch.stack(expected).mean(), rtol=0, atol=1e-5)
-
-
-def test_a_decoder_refuses_several_sizes():
-    config = DecoderConfig(latent_channels=3, latent_size=(12, 12), dim=20, depth=1, num_heads=2)
-    for made in (config, replace(config, condition=SequenceConditionConfig())):
-        with pytest.raises(ValueError, match="pictures of a diffusion decoder must all have one size, got the sizes"):
-            made.build(LAYOUT, "hash")
