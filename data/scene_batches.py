@@ -23,6 +23,6 @@ def scene_rows(
     return [sampler.scene(random.Random(f"{seed}/{step}/{row}")) for row in range(batch_size)[rank::world]]
 
 
-def pictures_of(scenes: list[Scene], pack: EmojiPack) -> UInt8[Tensor, "batch 3 height width"]:
-    """Returns the drawn scenes."""
-    return rearrange(torch.from_numpy(np.stack([draw(scene, pack) for scene in scenes])), "b h w c -> b c h w")
+def pictures_of(scenes: list[Scene], pack: EmojiPack, scale: int = 1) -> UInt8[Tensor, "batch 3 height width"]:
+    """Returns the scenes, drawn ``scale`` times as large as usual."""
+    return rearrange(torch.from_numpy(np.stack([draw(scene, pack, scale) for scene in scenes])), "b h w c -> b c h w")

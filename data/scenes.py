@@ -76,38 +76,46 @@ class Scene:
             raise ValueError(f"sign must be 3 to 7 capital letters, got {self.sign!r}")
 
 
-def draw(scene: Scene, pack: EmojiPack) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the picture of a scene: 128 by 128 pixels, red, green and blue."""
-    canvas = Image.new("RGB", (SCENE_SIZE_PX, SCENE_SIZE_PX), BACKGROUNDS[scene.background])
+def draw(scene: Scene, pack: EmojiPack, scale: int = 1) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the picture of a scene: 128 by 128 pixels times ``scale``, red, green and blue.
+
+    Emoji are stored at 128 px: those that come out larger, as one of 96 px does at scale 2, are enlarged and have no
+    finer detail. All others, signs and edges are as sharp as the picture.
+    """
+    side = SCENE_SIZE_PX * scale
+    canvas = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
     for item in scene.items:
-        sprite = Image.fromarray(pack.sprite(item.concept_id, scene.style, item.size))
-        canvas.paste(sprite, (item.x, item.y), sprite)
+        sprite = Image.fromarray(pack.sprite(item.concept_id, scene.style, item.size * scale))
+        canvas.paste(sprite, (item.x * scale, item.y * scale), sprite)
     if scene.sign is not None:
-        _draw_sign(canvas, scene.sign, 0 if scene.sign_on_top else SCENE_SIZE_PX - SIGN_HEIGHT_PX)
+        _draw_sign(canvas, scene.sign, 0 if scene.sign_on_top else side - SIGN_HEIGHT_PX * scale, scale)
     return np.array(canvas)
 
 
-def _draw_sign(canvas: Image.Image, word: str, top: int) -> None:
-    edge_px = 2
-    canvas.paste("black", (0, top, SCENE_SIZE_PX, top + SIGN_HEIGHT_PX))
-    canvas.paste("white", (0, top + edge_px, SCENE_SIZE_PX, top + SIGN_HEIGHT_PX - edge_px))
-    left = (SCENE_SIZE_PX // LATTICE_PX - len(word)) // 2 * LATTICE_PX
+def _draw_sign(canvas: Image.Image, word: str, top: int, scale: int) -> None:
+    edge_px, height, cell = 2 * scale, SIGN_HEIGHT_PX * scale, LATTICE_PX * scale
+    canvas.paste("black", (0, top, canvas.width, top + height))
+    canvas.paste("white", (0, top + edge_px, canvas.width, top + height - edge_px))
+    left = (SCENE_SIZE_PX // LATTICE_PX - len(word)) // 2 * cell
     for index, letter in enumerate(word):
-        canvas.paste("black", (left + index * LATTICE_PX, top), _letter(letter))
+        canvas.paste("black", (left + index * cell, top), _letter(letter, scale))
 
 
-@lru_cache(maxsize=26)
-def _letter(letter: str) -> Image.Image:
-    """Returns the opacity of one letter, centred in a cell of 16 by 32 pixels; wide letters are narrowed to fit."""
-    height, widest, enlarged = 20, 14, 8
+@lru_cache(maxsize=2 * 26)
+def _letter(letter: str, scale: int = 1) -> Image.Image:
+    """Returns the opacity of one letter, centred in a cell of 16 by 32 pixels times ``scale``.
+
+    Wide letters are narrowed to fit.
+    """
+    height, widest, enlarged = 20 * scale, 14 * scale, 8
     font = ImageFont.load_default(28 * enlarged)
     left, top, right, bottom = font.getbbox(letter, stroke_width=enlarged // 2)
     glyph = Image.new("L", (round(right - left), round(bottom - top)))
     ImageDraw.Draw(glyph).text((-left, -top), letter, fill=255, font=font, stroke_width=enlarged // 2)
     width = min(widest, round(glyph.width * height / glyph.height))
-    cell = Image.new("L", (LATTICE_PX, SIGN_HEIGHT_PX))
+    cell = Image.new("L", (LATTICE_PX * scale, SIGN_HEIGHT_PX * scale))
     small = glyph.resize((width, height), Image.Resampling.LANCZOS)
-    cell.paste(small, ((LATTICE_PX - width) // 2, (SIGN_HEIGHT_PX - height) // 2))
+    cell.paste(small, ((cell.width - width) // 2, (cell.height - height) // 2))
     return cell
 
 

@@ -77,6 +77,20 @@ def test_sign_is_spelled_on_the_lattice():
     assert (on_top[:32] == board).all()
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_larger_picture_shows_the_same_in_more_detail(task):
+    scene = SAMPLER.scene(random.Random(3), task)
+    small, large = draw(scene, PACK).astype(int), draw(scene, PACK, 2).astype(int)
+    assert large.shape == (256, 256, 3)
+    halved = large.reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+    assert abs(halved - small).mean() < 3
+    for item in (item for item in scene.items if item.size == 64):
+        sprite = PACK.sprite(item.concept_id, scene.style, 128)
+        here = large[2 * item.y : 2 * item.y + 128, 2 * item.x : 2 * item.x + 128]
+        opaque = sprite[..., 3] == 255
+        assert opaque.any() and (here[opaque] == sprite[opaque][:, :3]).all()  # as sharp as it is stored
+
+
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
 def test_counted_items_fill_distinct_cells(count):
     for seed in range(30):

@@ -92,6 +92,29 @@ def test_ranks_share_the_batch_of_one_process(pack, frozen):
     assert not torch.equal(whole.latents, stage.batch(4, 0, 1).latents)
 
 
+def test_it_paints_larger_than_the_tokenizer_sees(pack, frozen, monkeypatch):
+    config = config_of("tiny", frozen, batch_size=2)
+    sizes = replace(config.decoder, latent_sizes=((16, 16), (32, 32)))
+    stage = DecoderStage(replace(config, decoder=sizes), pack)
+    larger, scenes = stage.batch(1, 0, 1), scene_rows(stage.train_scenes, 1, seed=0, step=1)
+    assert stage.batch(0, 0, 1).latents.shape[-2:] == (16, 16) and larger.latents.shape[-2:] == (32, 32)
+    expected = encode_latents(stage.vae, pictures_of(scenes, pack, 2) / 255)
+    torch.testing.assert_close(larger.latents[:1], expected, atol=1e-5, rtol=1e-5)
+    assert stage.loss(larger)[0].isfinite()
+    tokens = stage.tokenizer.encode(pictures_of(scenes, pack))
+    assert stage.pipeline.render(tokens, size=(256, 256), steps=1).shape == (1, 3, 256, 256)
+    monkeypatch.setattr(stage.decoder, "time_shift", lambda size: 1.0)
+    time = stage.batch(1, 0, 1).time
+    torch.testing.assert_close(larger.time, 2 * time / (1 + time))
+
+
+@pytest.mark.parametrize(("size", "got"), [((24, 24), "192 x 192"), ((16, 32), "128 x 256")])
+def test_latents_of_no_multiple_of_a_scene_are_refused(size, got, pack, frozen):
+    config = config_of("tiny", frozen)
+    with pytest.raises(ValueError, match=f"latent_size must stand for a whole number of times 128 x 128 px, got {got}"):
+        DecoderStage(replace(config, decoder=replace(config.decoder, latent_size=size)), pack)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds_and_takes_a_loss(preset, pack, frozen):
     stage = DecoderStage(config_of(preset, frozen, batch_size=2), pack)

@@ -20,13 +20,14 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_batches import pictures_of, scene_rows
 from rebus.data.scene_sampler import SceneSampler
-from rebus.data.scenes import Scene
+from rebus.data.scenes import SCENE_SIZE_PX, Scene
 from rebus.model.code_condition import GridConditionConfig
 from rebus.model.decoder import DecoderConfig, DecoderPipeline
-from rebus.model.flow import interpolate, logit_normal_times, velocity_target
+from rebus.model.flow import interpolate, logit_normal_times, shifted, velocity_target
 from rebus.model.saved import WEIGHTS, file_hash
-from rebus.model.vae import decode_latents, encode_latents, load_vae
+from rebus.model.vae import decode_latents, downsampling, encode_latents, load_vae
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
+from rebus.tokenizers.tokens import Grid
 from rebus.train.config import OptimConfig, RunConfig, parse
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
 from rebus.train.loop import launch
@@ -90,6 +91,8 @@ class DecoderStage:
         self.vae = load_vae(config.vae)
         self.tokenizer = ImageTokenizer.load(config.image_tokenizer).requires_grad_(False)
         vae_hash = file_hash(config.vae / Path(WEIGHTS["vae"]).name)[:16]
+        self.tokenizer.layout.check_one_size("this stage")
+        self.scales = {size: self._scale(size) for size in config.decoder.sizes}
         self.parts = {"image_tokenizer": self.tokenizer.hash, "vae": vae_hash}
         torch.manual_seed(config.run.seed)
         self.decoder = config.decoder.build(self.tokenizer.layout, self.tokenizer.hash)
@@ -101,12 +104,12 @@ class DecoderStage:
     def batch(self, step: int, rank: int, world: int) -> DecoderBatch:
         """Returns this rank's rows of the step's batch, each a pure function of its number."""
         config, seed, copies = self.config, self.config.run.seed, self.config.noises_per_picture
-        num_pictures = config.run.batch_size // copies
+        num_pictures, size = config.run.batch_size // copies, config.decoder.sizes[step % len(config.decoder.sizes)]
         scenes = scene_rows(self.train_scenes, num_pictures, seed=seed, step=step, rank=rank, world=world)
-        images = self._pictures(scenes)
+        shown, images = self._pictures(scenes, size)
         with autocast(config.run, images.device):
             latents = encode_latents(self.vae, images).float()
-        ids = self.tokenizer.encode(images).ids
+        ids = self.tokenizer.encode(shown).ids
         rows = [(row, copy) for row in range(num_pictures)[rank::world] for copy in range(copies)]
         rngs = [random.Random(f"{seed}/{step}/{row}/{copy}/noise") for row, copy in rows]
         generators = [torch.Generator().manual_seed(rng.getrandbits(63)) for rng in rngs]
@@ -117,7 +120,7 @@ class DecoderStage:
         return DecoderBatch(
             latents.repeat_interleave(copies, dim=0),
             torch.stack(noise).to(latents.device),
-            torch.cat(times).to(latents.device),
+            shifted(torch.cat(times), self.decoder.time_shift(size)).to(latents.device),
             torch.stack([spoilt(row, quantizer, config.codes, rng) for row, rng in zip(ids, rngs, strict=True)]),
         )
 
@@ -129,8 +132,8 @@ class DecoderStage:
 
     def validate(self) -> dict[str, float]:
         """Returns the velocity's error on held-out scenes, and how close those painted in 4 steps come to the true."""
-        images = self._held_out(self.config.num_validation)
-        latents, tokens = encode_latents(self.vae, images), self.tokenizer.encode(images)
+        shown, images = self._held_out(self.config.num_validation)
+        latents, tokens = encode_latents(self.vae, images), self.tokenizer.encode(shown)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         # Evenly spread times have less luck in them than drawn ones.
@@ -141,8 +144,8 @@ class DecoderStage:
 
     def samples(self, folder: Path) -> None:
         """Writes a sheet of held-out scenes: true, rebuilt by the auto-encoder, painted in 1, 4 and 25 steps."""
-        images = self._held_out(8)
-        tokens = self.tokenizer.encode(images)
+        shown, images = self._held_out(8)
+        tokens = self.tokenizer.encode(shown)
         painted = [self.pipeline.render(tokens, steps=steps) for steps in SHOWN_STEPS]
         rows = torch.stack([images, decode_latents(self.vae, encode_latents(self.vae, images)), *painted])
         sheet = (rearrange(rows, "row b c h w -> (row h) (b w) c") * 255).round().byte()
@@ -157,29 +160,44 @@ class DecoderStage:
         patch, layout = self.config.decoder.patch, self.tokenizer.layout
         grid, size = layout.grid, layout.streams[0].size
         assert grid is not None
-        finest = max(grid, tuple(side // patch for side in self.config.decoder.latent_size))
+        usual = self.config.decoder.sizes[0]
+        finest = max(grid, (usual[0] // patch, usual[1] // patch))
         pairs = []
         for step in range(math.ceil(num_pictures / _START_BATCH)):
-            images = self._pictures(scene_rows(self.train_scenes, _START_BATCH, seed=self.config.run.seed, step=step))
+            scenes = scene_rows(self.train_scenes, _START_BATCH, seed=self.config.run.seed, step=step)
+            shown, images = self._pictures(scenes, usual)
             latents = encode_latents(self.vae, images).cpu()
             patches = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=patch, q=patch)
             patches = rearrange(F.interpolate(patches, finest), "b values h w -> (b h w) values")
-            ids = rearrange(self.tokenizer.encode(images).ids[..., 0].cpu(), "b (h w) -> b 1 h w", h=grid[0])
+            ids = rearrange(self.tokenizer.encode(shown).ids[..., 0].cpu(), "b (h w) -> b 1 h w", h=grid[0])
             pairs.append((F.interpolate(ids.double(), finest).long().flatten(), patches))
         ids, patches = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         counts = torch.bincount(ids, minlength=size)[:, None]
         sums = torch.zeros(size, patches.shape[1]).index_add_(0, ids, patches)
         return torch.where(counts > 0, sums / counts.clamp_min(1), patches.mean(dim=0))
 
-    def _held_out(self, number: int) -> Float[Tensor, "batch 3 height width"]:
-        return self._pictures(scene_rows(self.held_out_scenes, number, seed=0, step=0))
+    def _held_out(self, number: int) -> tuple[Tensor, Tensor]:
+        """Returns scenes as the tokenizer sees them, and as large as they are usually painted."""
+        return self._pictures(scene_rows(self.held_out_scenes, number, seed=0, step=0), self.config.decoder.sizes[0])
 
-    def _pictures(self, scenes: list[Scene]) -> Float[Tensor, "batch 3 height width"]:
-        """Returns drawn scenes on the decoder's device, to which the frozen models follow."""
+    def _pictures(self, scenes: list[Scene], size: Grid) -> tuple[Tensor, Tensor]:
+        """Returns scenes as the tokenizer sees them, and as large as pictures of so many latents.
+
+        They are on the decoder's device, to which the frozen models follow.
+        """
         device = next(self.decoder.parameters()).device
         nn.Module.to(self.vae, device)
         self.tokenizer.to(device)
-        return pictures_of(scenes, self.pack).to(device) / 255
+        drawn = {scale: pictures_of(scenes, self.pack, scale).to(device) / 255 for scale in {1, self.scales[size]}}
+        return drawn[1], drawn[self.scales[size]]
+
+    def _scale(self, size: Grid) -> int:
+        """Returns how many times as large as a scene pictures of so many latents are."""
+        rows_px, columns_px = (side * downsampling(self.vae) for side in size)
+        if rows_px != columns_px or rows_px % SCENE_SIZE_PX:
+            wanted = f"a whole number of times {SCENE_SIZE_PX} x {SCENE_SIZE_PX} px"
+            raise ValueError(f"latent_size must stand for {wanted}, got {rows_px} x {columns_px}")
+        return rows_px // SCENE_SIZE_PX
 
 
 def mini() -> DecoderStageConfig:
@@ -189,6 +207,13 @@ def mini() -> DecoderStageConfig:
         optim=OptimConfig(lr=1e-3, warmup_steps=200, cooldown_fraction=0.3, weight_decay=0.01),
         decoder=DecoderConfig(depth=6),
     )
+
+
+def mini_256() -> DecoderStageConfig:
+    """A decoder that paints 256 px from the codes of 128 px pictures: four patches to a code, four times the work."""
+    config = mini()
+    decoder = replace(config.decoder, latent_size=(64, 64), time_shift=2.0)
+    return replace(config, run=replace(config.run, output=Path("runs/decoder_256")), decoder=decoder)
 
 
 def compared() -> DecoderStageConfig:
@@ -208,7 +233,7 @@ def tiny() -> DecoderStageConfig:
     )
 
 
-PRESETS = {"mini": mini, "compared": compared, "tiny": tiny}
+PRESETS = {"mini": mini, "mini_256": mini_256, "compared": compared, "tiny": tiny}
 
 
 def main(argv: list[str] | None = None) -> None:
