@@ -311,7 +311,7 @@ BAD_CONFIGS = {
     ).build(SIZES),
     "architecture must be empty where pretrained says it": lambda: replace(SIGLIP, pretrained="somewhere"),
     "architecture must hold plain values": lambda: TowerEncoderConfig(architecture={"patch_size": (8, 8)}),
-    "pretrained must be a folder with config.json and safetensors weights, got nowhere": lambda: TowerEncoderConfig(
+    "nowhere must hold a model of transformers \\(config.json, safetensors\\)": lambda: TowerEncoderConfig(
         pretrained="nowhere"
     ).build(SIZES),
     "pretrained must be a folder with config.json and safetensors weights, got no_vae": lambda: VaeLatentsEncoderConfig(

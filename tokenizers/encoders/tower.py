@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rebus.tokenizers.encoders.contract import Patches
 from rebus.tokenizers.encoders.vit import whole_patches
 from rebus.tokenizers.patch_transform import COEFFICIENT_SCALE, cosine_kernels
 from rebus.tokenizers.saved_config import check_plain
+from rebus.tokenizers.stock_model import load_stock
 from rebus.tokenizers.tokens import Grid
 
 if TYPE_CHECKING:
@@ -158,27 +158,13 @@ def read_tower(folder: Path, kind: Kind) -> "PreTrainedModel":
     """Returns the whole vision tower of a saved model.
 
     Raises:
-        ValueError: if the folder holds no model with a tower of that kind, or weights that are not its.
+        ValueError: if the folder holds no model with a tower of that kind, or not all its weights.
     """
-    from transformers import AutoConfig, AutoModel
-
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ValueError(f"pretrained must be a folder with config.json and safetensors weights, got {folder}")
-    local = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(folder, **local)
-        found = getattr(config, "vision_config", config).model_type
-        if found != kind:
-            raise ValueError(f"kind must be {found!r}, as {folder} has it, got {kind!r}")
-        model, info = AutoModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:  # no JSON, other shapes, a file cut off
-        raise ValueError(f"{folder} must hold a model with weights that fit, got {error}") from error
-    wrong = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]}
-    if wrong:
-        raise ValueError(f"{folder}: the weights must fit config.json, got {wrong}")
-    return getattr(model, "vision_model", model)
+    model = load_stock(folder)
+    tower = getattr(model, "vision_model", model)
+    if tower.config.model_type != kind:
+        raise ValueError(f"kind must be {tower.config.model_type!r}, as {folder} has it, got {kind!r}")
+    return tower
 
 
 def _colors(config: TowerEncoderConfig) -> dict[str, tuple[float, ...]]:

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from rebus.tokenizers.stock_model import load_stock
 from rebus.tokenizers.supervision.contract import Frozen
 from rebus.tokenizers.supervision.taps import Taps
-from rebus.tokenizers.supervision.teachers import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_stock
+from rebus.tokenizers.supervision.teachers import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 VGG16_WIDTHS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 VGG16_LAYERS = ("3", "8", "15", "22", "29")

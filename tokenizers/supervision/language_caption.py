@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rebus.tokenizers.pixel_decoders.contract import Canvas
+from rebus.tokenizers.stock_model import load_stock
 from rebus.tokenizers.supervision.contract import Frozen, Taught, Term
-from rebus.tokenizers.supervision.teachers import load_stock
 
 
 @dataclass(frozen=True, kw_only=True)

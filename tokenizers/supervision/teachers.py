@@ -3,15 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
+from rebus.tokenizers.stock_model import load_stock
 from rebus.tokenizers.supervision.contract import Frozen
 from rebus.tokenizers.tokens import Grid
 
@@ -120,22 +119,6 @@ def sized(images: Float[Tensor, "batch 3 height width"], size_px: Grid) -> Float
     if (images.shape[2], images.shape[3]) == size_px:
         return images
     return F.interpolate(images, size_px, mode="bilinear", align_corners=False, antialias=True)
-
-
-def load_stock(path: Path, kind: Any = AutoModel) -> Any:
-    """Returns a stock ``transformers`` model from a folder, in float32; no code in there is run.
-
-    Raises:
-        ValueError: if the folder holds none.
-    """
-    if not (path / "config.json").is_file():  # transformers would look for the folder on the Hub
-        raise ValueError(f"{path} must hold a model of transformers (config.json), got no such file")
-    try:
-        return kind.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} must hold a model of transformers with safetensors: {error}") from error
 
 
 class _Tower(nn.Module):
