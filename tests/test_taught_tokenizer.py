@@ -16,6 +16,8 @@ from transformers import ConvNextConfig, ConvNextModel
 from rebus.data.emoji import EmojiPack
 from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from rebus.tokenizers.pixel_decoders.cnn import CnnPixelDecoderConfig
+from rebus.tokenizers.pixel_decoders.noisy_cnn import NoisyCnnPixelDecoderConfig
 from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.tokenizers.supervision.adversarial import AdversarialConfig
@@ -98,6 +100,23 @@ def test_terms_see_layers_weights_and_the_right_codes_of_wrong_pictures():
     assert torch.equal(loss, terms["spy"]) and not terms["spy"].requires_grad
     again, _ = model(batch())
     assert torch.equal(loss, again)
+
+
+def test_a_decoder_with_noise_draws_for_each_picture_by_its_seed():
+    cnn = CnnPixelDecoderConfig(channels=8, multipliers=(1,), num_blocks=1, dim=8, num_groups=2)
+    tokenizer = replace(small_tokenizer().config, pixel_decoder=NoisyCnnPixelDecoderConfig(cnn=cnn)).build()
+    for convolution in (tokenizer.pixel_decoder.convolutions.conv_in, tokenizer.pixel_decoder.convolutions.conv_out):
+        nn.init.normal_(convolution.weight)  # fresh, they pass no noise on
+    spy = Spy()
+    spy.layers, spy.last_layer = (), None
+    model = TaughtTokenizer(tokenizer, Supervision({"spy": spy}))
+    rebuilt = []
+    for seeds in (torch.arange(4), torch.arange(4), torch.tensor([0, 1, 2, 9])):
+        model(replace(batch(), seeds=seeds))
+        rebuilt.append(spy.taught.rebuilt)
+    assert torch.equal(rebuilt[0], rebuilt[1]) and torch.equal(rebuilt[0][:3], rebuilt[2][:3])
+    assert not torch.allclose(rebuilt[0][3], rebuilt[2][3], atol=1e-3)
+    assert model.blocks_to_compile(), "a loss that draws is not compiled as a whole"
 
 
 def test_unknown_layers_are_refused():

@@ -1,5 +1,6 @@
 """An image tokenizer with everything that teaches it, and a batch that both learn from."""
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rebus.tokenizers.image_tokenizer import Coded, ImageTokenizer
+from rebus.tokenizers.pixel_decoders.noisy_cnn import NoisyCnnPixelDecoder
 from rebus.tokenizers.supervision.contract import Frozen, Taught
 from rebus.tokenizers.supervision.supervision import Supervision
 from rebus.tokenizers.supervision.taps import Taps, layer_named
@@ -33,7 +35,7 @@ class TokenizerBatch:
     step: int
     """Number of the training step."""
     seeds: Int[Tensor, " batch"]
-    """What each picture draws its perturbation from."""
+    """What each picture draws its perturbation and its decoder's noise from."""
 
 
 class TaughtTokenizer(nn.Module):
@@ -72,7 +74,7 @@ class TaughtTokenizer(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, " batch"]]:
         """Returns losses, stats, and the mean absolute error of each rebuilt picture."""
         coded = self.tokenizer.quantize(batch.images, batch.lengths, batch.text, noise=batch.noise, errors=errors)
-        rebuilt = self.tokenizer.paint(self._perturbed(coded, batch))
+        rebuilt = self.tokenizer.paint(self._perturbed(coded, batch), self._painting_noise(coded, batch))
         last = self.supervision.last_layer
         taught = Taught(
             images=batch.images,
@@ -94,9 +96,19 @@ class TaughtTokenizer(nn.Module):
         ids = perturbed_ids(coded.ids, self.tokenizer, self.perturbation, batch.step, batch.seeds)
         return with_codes(coded, ids, self.tokenizer)
 
+    def _painting_noise(self, coded: Coded, batch: TokenizerBatch) -> Float[Tensor, "batch cells channels"] | None:
+        """Returns what a decoder with noise paints from; None for any other."""
+        painter = self.tokenizer.pixel_decoder
+        if not isinstance(painter, NoisyCnnPixelDecoder):
+            return None
+        rngs = [random.Random(f"{seed}/noise") for seed in batch.seeds.tolist()]
+        generators = [torch.Generator().manual_seed(rng.getrandbits(63)) for rng in rngs]
+        return torch.cat([painter.draw_noise(1, coded.grid, generator) for generator in generators])
+
     def blocks_to_compile(self) -> list[nn.Module]:
         """Returns the parts that are compiled each by itself; none if the loss is compiled as a whole."""
-        if self.supervision.compiles_whole and self.perturbation is None:
+        draws = self.perturbation is not None or isinstance(self.tokenizer.pixel_decoder, NoisyCnnPixelDecoder)
+        if self.supervision.compiles_whole and not draws:
             return []
         teaching = {part for module in self.modules() if isinstance(module, Frozen) for part in module.modules()}
         return [module for module in self.modules() if isinstance(module, Block) and module not in teaching]

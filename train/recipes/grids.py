@@ -122,7 +122,7 @@ def wetok(size: Size) -> TokenizerStageConfig:
 
     Source: Zhuang et al., "WeTok: Powerful Discrete Tokenization for High-Fidelity Visual Reconstruction",
     https://arxiv.org/abs/2508.05599, sec. 3.
-    Differs: the decoder takes no noise.
+    Differs: the decoder takes no noise; with the adversarial term, `NoisyCnnPixelDecoderConfig` does.
     """
     if size == "mini":
         codes = LookupFreeConfig(bits=8, groups=2)
