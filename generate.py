@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 BATCH_SIZE = 16
-PAINTING = ("steps", "decoder_guidance")
-SETTINGS = ("guidance", "temperature", "top_k", "top_p", "min_p", "best_of", *PAINTING)
+PAINTING = ("painter", "steps", "decoder_guidance")
+WRITING = ("guidance", "temperature", "top_k", "top_p", "min_p", "best_of")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,9 +59,7 @@ def _parser() -> CommandParser:
     what.add_argument("--prompt", action="append", default=[], help="what to draw; may be given several times")
     what.add_argument("--prompts-file", type=Path, help="text file with a prompt on each line")
     what.add_argument("--image", type=Path, help="picture that the prompts speak of, such as one to be changed")
-    what.add_argument(
-        "--from-tokens", type=Path, help="only paint the codes that are in this file of --tokens-out or of a picture"
-    )
+    what.add_argument("--from-tokens", type=Path, help="only paint codes: file of --tokens-out, or beside a picture")
     what.add_argument("--num-images", type=int, default=1, help="pictures for each prompt (default: 1)")
     how = parser.add_argument_group("how to draw it", "The model's own settings are the defaults.")
     how.add_argument("--cfg-scale", dest="guidance", type=float, help="how strictly to follow the prompt; 1 is plain")
@@ -70,6 +68,7 @@ def _parser() -> CommandParser:
     how.add_argument("--top-p", type=float, help="only the likeliest codes that together have this probability")
     how.add_argument("--min-p", type=float, help="only codes at least this probable beside the likeliest")
     how.add_argument("--best-of", type=int, help="drafts, of which the model keeps the best; one with --image")
+    how.add_argument("--painter", help="diffusion, or pixels for the image tokenizer's own decoder: quick, and softer")
     how.add_argument("--steps", type=int, help="evaluations of the diffusion decoder")
     how.add_argument("--decoder-guidance", type=float, help="how strictly it follows the codes; 1 is plain")
     how.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count on (default: 0)")
@@ -87,9 +86,9 @@ def _prompts(options: Namespace) -> list[str]:
     prompts = [*options.prompt, *(line for line in lines if line.strip())]
     if bool(prompts) == (options.from_tokens is not None):
         raise ValueError(f"prompts or else --from-tokens must be given, got {'both' if prompts else 'neither'}")
-    unused = [name for name in ("image", *SETTINGS) if getattr(options, name) is not None and name not in PAINTING]
+    unused = [name for name in ("image", *WRITING) if getattr(options, name) is not None]
     if options.from_tokens is not None and unused:
-        raise ValueError(f"--from-tokens must come with --steps, --decoder-guidance and --seed alone, got {unused[0]}")
+        raise ValueError(f"--from-tokens must come with no other settings than how to paint, got {unused[0]}")
     if options.num_images < 1:
         raise ValueError(f"--num-images must be at least 1, got {options.num_images}")
     return [prompt for prompt in prompts for _ in range(options.num_images)]
@@ -109,7 +108,7 @@ def _drawings(rebus: "Rebus", options: Namespace, prompts: list[str]) -> Iterato
     number = len(asked) + len(codes)
     if options.output.suffix == ".png" and number > 1:
         raise ValueError(f"--output must be a folder for {number} pictures, got {options.output}")
-    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    settings = {name: getattr(options, name) for name in WRITING + PAINTING if getattr(options, name) is not None}
     for start in range(0, number, BATCH_SIZE):
         stop, seed = min(start + BATCH_SIZE, number), options.seed + start
         with spinner(f"drawing {start + 1} to {stop} of {number}"):

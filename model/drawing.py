@@ -11,6 +11,8 @@ from rebus.model.guidance import Guidance
 from rebus.model.sampling import Sampling
 from rebus.tokenizers.tokens import Tokens
 
+PAINTERS = ("diffusion", "pixels")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingSettings:
@@ -39,15 +41,19 @@ class DrawingSettings:
     """Whether codes are drawn a level at once, by a model that has learned to (``levels.py``)."""
     best_of: int = 1
     """Drafts of each picture, of which the model keeps the one in which it best reads the prompt (``drafts.py``)."""
+    painter: str = "diffusion"
+    """Who paints the codes: ``diffusion``, its decoder, or ``pixels``, at once the image tokenizer's own decoder."""
     steps: int = 4
-    """Evaluations of the decoder."""
+    """Evaluations of the diffusion decoder."""
     decoder_guidance: float = 1.0
-    """How strictly the decoder follows the codes; 1 is plain, and twice as fast."""
+    """How strictly it follows the codes; 1 is plain, and twice as fast."""
 
     def __post_init__(self) -> None:
         for name in ("best_of", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.painter not in PAINTERS:
+            raise ValueError(f"painter must be {' or '.join(PAINTERS)}, got {self.painter}")
         self.decoding()
         guide(self.decoder_guidance)
 

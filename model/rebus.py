@@ -34,7 +34,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 class Rebus:
     """A saved model. To talk, the image tokenizer is read only for a picture that is given, the decoder only to paint.
 
-    ``image_tokenizer``, ``writer`` (with the language model) and ``painter`` (decoder and auto-encoder) are the parts.
+    ``image_tokenizer``, ``writer`` (with the language model) and ``painter`` (decoder and auto-encoder) are the parts;
+    a model without a painter paints with its image tokenizer.
     """
 
     def __init__(self, saved: SavedModel, device: str, dtype: torch.dtype) -> None:
@@ -121,7 +122,7 @@ class Rebus:
         Args:
             tokens: codes of this model's image tokenizer.
             seed: of each picture, or of the first, from which the others count on.
-            settings: ``steps`` and ``decoder_guidance`` of ``DrawingSettings``, if not the model's own.
+            settings: ``painter``, ``steps`` and ``decoder_guidance`` of ``DrawingSettings``, if not the model's own.
 
         Raises:
             ValueError: if the codes are of another layout, or a setting is out of range.
@@ -211,10 +212,14 @@ class Rebus:
         self, tokens: Tokens, settings: Sequence[DrawingSettings], seeds: Sequence[int], written: Written | None
     ) -> list[Drawing]:
         """Returns the pictures of codes that the language model wrote, or that were given."""
-        painter = self.painter  # read before the clock starts
-        start = time.perf_counter()
         chosen = settings[0]
-        pictures = painter.render(tokens, steps=chosen.steps, guidance=chosen.decoder_guidance, seed=seeds)
+        by_pixels = chosen.painter == "pixels"
+        assert self.image_tokenizer if by_pixels else self.painter  # read before the clock starts
+        start = time.perf_counter()
+        if by_pixels:
+            pictures = self.image_tokenizer.decode(tokens.to(self.device), seeds=seeds)
+        else:
+            pictures = self.painter.render(tokens, steps=chosen.steps, guidance=chosen.decoder_guidance, seed=seeds)
         pixels = rearrange((pictures * 255).round().byte().cpu(), "batch rgb height width -> batch height width rgb")
         statistics = Statistics(
             batch_size=len(seeds),

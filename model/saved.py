@@ -23,6 +23,8 @@ WEIGHTS = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
 """The file of each part that holds what it has learned."""
+PAINTER = ("decoder", "vae")
+"""Parts that a model may lack: its image tokenizer paints then."""
 _LIBRARIES = ("rebus-lm", "torch", "transformers", "diffusers")
 
 
@@ -77,11 +79,9 @@ class SavedModel:
             raise ValueError(f"{folder}: the language model must have {known} ids ({parts}), got vocab_size {got}")
         vocabulary.layout.check_one_size(f"the image tokenizer and decoder in {folder}")
         expected = values["image_tokenizer_hash"]
-        decoder = json.loads(_read(folder, "decoder/config.json"))
-        trained_with = {
-            "language model": config.get("image_tokenizer_hash"),
-            "decoder": decoder["tokenizer_hash"],
-        }
+        trained_with = {"language model": config.get("image_tokenizer_hash")}
+        if "decoder" in values["weights"]:
+            trained_with["decoder"] = json.loads(_read(folder, "decoder/config.json"))["tokenizer_hash"]
         for part, got in trained_with.items():
             if got != expected:
                 raise ValueError(f"{folder}: the {part} must be of image tokenizer {expected}, got {got}")
@@ -104,7 +104,7 @@ class SavedModel:
             ValueError: if they are others, or none.
         """
         path = self.folder / weights_file(part, self.vocabulary)
-        if not path.is_file():
+        if part not in self.weights or not path.is_file():
             raise ValueError(f"{path} must be a part of the saved model, got no such file")
         got = file_hash(path)
         if got != self.weights[part]:
@@ -117,7 +117,8 @@ def describe(
     folder: Path, vocabulary: Vocabulary, image_size_px: int, caption_request: str, settings: DrawingSettings
 ) -> None:
     """Writes the description of a model whose parts all lie in the folder."""
-    weights = {part: file_hash(folder / weights_file(part, vocabulary)) for part in WEIGHTS}
+    files = {part: folder / weights_file(part, vocabulary) for part in WEIGHTS}
+    weights = {part: file_hash(file) for part, file in files.items() if part not in PAINTER or file.is_file()}
     values = {
         "format": FORMAT,
         "vocabulary": vocabulary.to_dict(),

@@ -62,7 +62,7 @@ def test_a_prompt_becomes_a_png_and_a_record_that_says_how_to_draw_it_again(run,
     assert record["settings"] == {
         **{"guidance": 2.0, "picture_guidance": None, "guidance_start": 0.0, "guidance_stop": 1.0, "guesses": 0},
         **{"by_level": False, "temperature": 1.0, "top_k": 9, "top_p": None, "min_p": None, "best_of": 1, "steps": 4},
-        "decoder_guidance": 1.0,
+        **{"painter": "diffusion", "decoder_guidance": 1.0},
     }
     assert record["model_hash"] == rebus.saved.hash and record["versions"]["torch"] == torch.__version__
     assert (record["device"], record["dtype"], record["batch_size"]) == ("cpu", "float32", 1)
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_picture_is_refused(make, message, refused, tmp_path):
         (("--prompt", "a cat", "--from-tokens", "a.json"), "must be given, got both"),
         (
             ("--from-tokens", "a.json", "--top-k", "3"),
-            "must come with --steps, --decoder-guidance and --seed alone, got top_k",
+            "must come with no other settings than how to paint, got top_k",
         ),
         (("--from-tokens", "a.json"), "a.json must hold codes as --tokens-out writes them, got none"),
         (("--prompt", ""), "a prompt must hold text, got an empty one"),

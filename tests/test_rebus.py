@@ -12,6 +12,7 @@ from rebus.model.drafts import CODES_SHARE, best_drafts, draft_seed
 from rebus.model.drawing import DrawingSettings
 from rebus.model.rebus import Rebus
 from rebus.tokenizers.tokens import Tokens
+from rebus.train.assemble import AssembleConfig, assemble
 
 PARTS = {"image_tokenizer", "engine", "painter"}
 
@@ -138,6 +139,28 @@ def test_painting_the_codes_of_a_drawing_gives_the_drawing(rebus):
     again = rebus.paint(drawing.tokens, seed=3)[0]
     assert again.image.tobytes() == drawing.image.tobytes() and again.statistics.codes_per_second is None
     assert rebus.paint(drawing.tokens, seed=4)[0].image.tobytes() != drawing.image.tobytes()
+
+
+def test_the_image_tokenizer_paints_at_once_and_a_model_may_have_no_other_painter(rebus, exports, tmp_path):
+    tokens = random_tokens(rebus, 2)
+    painted = rebus.paint(tokens, painter="pixels")
+    assert loaded(rebus) == {"image_tokenizer"}
+    expected = (rebus.image_tokenizer.decode(tokens) * 255).round().byte()
+    assert all(
+        np.array_equal(one.image, pixels.permute(1, 2, 0)) for one, pixels in zip(painted, expected, strict=True)
+    )
+    parts = {"language_model": exports / "language_model", "image_tokenizer": exports / "image_tokenizer"}
+    folder = tmp_path / "model"
+    with pytest.raises(ValueError, match="settings.painter must be pixels without a decoder, got diffusion"):
+        AssembleConfig(**parts, output=folder)
+    assemble(AssembleConfig(**parts, output=folder, settings=DrawingSettings(painter="pixels")))
+    alone = Rebus.load(folder)
+    assert alone.paint(tokens)[0].image.tobytes() == painted[0].image.tobytes()
+    assert alone.draw("a cat")[0].image.size == (24, 24) and loaded(alone) == {"engine", "image_tokenizer"}
+    with pytest.raises(ValueError, match="decoder/model.safetensors must be a part of the saved model, got no such"):
+        alone.paint(tokens, painter="diffusion")
+    with pytest.raises(ValueError, match="painter must be diffusion or pixels, got oil"):
+        alone.paint(tokens, painter="oil")
 
 
 def test_rebuilding_paints_the_codes_of_each_picture(rebus):

@@ -242,8 +242,15 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.lookup(ids.to(next(self.parameters()).device))[0]
 
     @torch.no_grad()
-    def decode(self, tokens: Tokens, *, text: Sequence[str] | None = None) -> Float[Tensor, "batch 3 height width"]:
-        """Returns quick pictures in [0, 1] from codes or a prefix of them, and from the texts they were coded with.
+    def decode(
+        self, tokens: Tokens, *, text: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Returns quick pictures in [0, 1] from codes or a prefix of them.
+
+        Args:
+            tokens: of this tokenizer.
+            text: what the pictures were coded with.
+            seeds: of each picture's noise, for a decoder that draws some; always the same noise by default.
 
         Raises:
             ValueError: if the codes are of another layout, the pictures of several sizes, or a text does not fit.
@@ -257,7 +264,10 @@ class ImageTokenizer(nn.Module):
         arranged, mask = self.positions.arrange(features, F.pad(tokens.mask, (0, missing)))
         read = self._text_ids(text, len(arranged))
         decoder_text = None if self.text is None or read is None else self.text.to_decoder(self.text(read))
-        return self._paint(arranged, mask, grid, decoder_text).clamp(0, 1)
+        noise = None
+        if seeds is not None and isinstance(self.pixel_decoder, NoisyCnnPixelDecoder):
+            noise = self.pixel_decoder.draw_noise(seeds, grid)
+        return self._paint(arranged, mask, grid, decoder_text, noise).clamp(0, 1)
 
     def _through_code(
         self, features: Float[Tensor, "batch positions dim"]

@@ -30,14 +30,20 @@ class AssembleConfig:
     """Exported language model with its text tokenizer."""
     image_tokenizer: Path
     """Exported image tokenizer whose codes the language model and the decoder were trained with."""
-    decoder: Path
-    """Exported diffusion decoder."""
-    vae: Path
+    decoder: Path | None = None
+    """Exported diffusion decoder; without one, the image tokenizer's own decoder paints (``settings.painter``)."""
+    vae: Path | None = None
     """Exported auto-encoder in whose latents the decoder paints."""
     output: Path
     """Folder of the saved model; replaced as a whole once everything is written."""
     settings: DrawingSettings = DrawingSettings()
     """How the model draws best."""
+
+    def __post_init__(self) -> None:
+        if (self.decoder is None) != (self.vae is None):
+            raise ValueError(f"decoder and vae must be both or neither, got {self.decoder} and {self.vae}")
+        if self.decoder is None and self.settings.painter != "pixels":
+            raise ValueError(f"settings.painter must be pixels without a decoder, got {self.settings.painter}")
 
 
 def assemble(config: AssembleConfig) -> SavedModel:
@@ -56,9 +62,10 @@ def assemble(config: AssembleConfig) -> SavedModel:
 
 def _write(config: AssembleConfig, folder: Path) -> None:
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer)
-    decoder = DiffusionDecoder.load(config.decoder, tokenizer_hash=image_tokenizer.hash)
-    vae = load_vae(config.vae)
-    DecoderPipeline(decoder, vae)  # refuses latents that do not fit
+    painter = None
+    if config.decoder is not None and config.vae is not None:
+        decoder = DiffusionDecoder.load(config.decoder, tokenizer_hash=image_tokenizer.hash)
+        painter = DecoderPipeline(decoder, load_vae(config.vae))
     text_tokenizer = TextTokenizer.load(config.language_model)
     vocabulary = text_tokenizer.vocabulary(image_tokenizer.layout)
     language_model = AutoModelForCausalLM.from_pretrained(
@@ -67,9 +74,10 @@ def _write(config: AssembleConfig, folder: Path) -> None:
     language_model.save_pretrained(folder)
     text_tokenizer.save(folder, vocabulary)
     image_tokenizer.save(folder / "image_tokenizer")
-    decoder.save(folder / "decoder")
-    vae.register_to_config(_name_or_path="vae")  # or diffusers writes down the folder that it was read from
-    vae.bfloat16().save_pretrained(folder / "vae")
+    if painter is not None:
+        painter.decoder.save(folder / "decoder")
+        painter.vae.register_to_config(_name_or_path="vae")  # or diffusers writes down where it was read from
+        painter.vae.bfloat16().save_pretrained(folder / "vae")
     describe(folder, vocabulary, image_tokenizer.image_size, DESCRIBE_REQUEST, config.settings)
     SavedModel.open(folder)  # refuses a language model that does not fit
 

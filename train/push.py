@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from rebus.model.command_line import CommandParser
-from rebus.model.saved import DESCRIPTION, WEIGHTS, SavedModel
+from rebus.model.saved import DESCRIPTION, SavedModel
 
 _CARD = "README.md"
 _SENT = ["*.json", "*.safetensors", "*.model", "*.txt", _CARD]
@@ -52,7 +52,7 @@ def model_card(folder: Path) -> str:
     whole = (folder / DESCRIPTION).is_file()
     if whole:
         saved = SavedModel.open(folder)
-        for part in WEIGHTS:
+        for part in saved.weights:
             saved.path(part)
     elif not ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
         raise ValueError(f"folder must be a saved model or an exported language model, got {folder}")

@@ -101,9 +101,8 @@ class TaughtTokenizer(nn.Module):
         painter = self.tokenizer.pixel_decoder
         if not isinstance(painter, NoisyCnnPixelDecoder):
             return None
-        rngs = [random.Random(f"{seed}/noise") for seed in batch.seeds.tolist()]
-        generators = [torch.Generator().manual_seed(rng.getrandbits(63)) for rng in rngs]
-        return torch.cat([painter.draw_noise(1, coded.grid, generator) for generator in generators])
+        seeds = [random.Random(f"{seed}/noise").getrandbits(63) for seed in batch.seeds.tolist()]
+        return painter.draw_noise(seeds, coded.grid)
 
     def blocks_to_compile(self) -> list[nn.Module]:
         """Returns the parts that are compiled each by itself; none if the loss is compiled as a whole."""

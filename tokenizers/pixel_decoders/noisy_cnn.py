@@ -1,5 +1,6 @@
 """The convolutional decoder with noise: for codes so few that a picture is one of many that they allow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,9 +55,10 @@ class NoisyCnnPixelDecoder(nn.Module):
         self.patch_px = canvas.patch_px
         self.register_buffer("kernels", start_kernels(config.cnn, canvas.patch_px), persistent=False)
 
-    def draw_noise(self, batch: int, grid: Grid, generator: torch.Generator) -> Float[Tensor, "batch cells channels"]:
-        """Returns noise for a batch of pictures."""
-        return torch.randn(batch, grid[0] * grid[1], self.config.cnn.dim, generator=generator)
+    def draw_noise(self, seeds: Sequence[int], grid: Grid) -> Float[Tensor, "batch cells channels"]:
+        """Returns the noise of pictures, each from a seed of its own."""
+        shape = (grid[0] * grid[1], self.config.cnn.dim)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def forward(
         self,
@@ -68,7 +70,7 @@ class NoisyCnnPixelDecoder(nn.Module):
         """Returns pictures of about [0, 1]; see `contract.PixelDecoder`. Without noise it is always the same noise."""
         cells = self.reader(features, mask, grid)
         if noise is None:
-            noise = self.draw_noise(1, grid, torch.Generator().manual_seed(0))
+            noise = self.draw_noise([0], grid)
         both = torch.cat([cells, noise.to(cells).expand_as(cells)], dim=-1)
         hidden = self.convolutions.conv_in(rearrange(both, "b (h w) d -> b d h w", h=grid[0]))
         hidden = self.convolutions.mid_block(hidden)
