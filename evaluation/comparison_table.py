@@ -15,9 +15,9 @@ def language_bits(result: Result) -> float:
     return result["language_loss"] * result["num_codes"] / math.log(2)
 
 
-def drawn(result: Result) -> float:
-    """Returns the mean score of what the language model draws, over the drawing tasks."""
-    return sum(result["report"][task]["score"] for task in DRAWING_TASKS) / len(DRAWING_TASKS)
+def drawn(scores: Result) -> float:
+    """Returns the mean score over the drawing tasks."""
+    return sum(scores[task]["score"] for task in DRAWING_TASKS) / len(DRAWING_TASKS)
 
 
 COLUMNS: dict[str, Callable[[Result], str]] = {
@@ -31,8 +31,9 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
     "perplexity": lambda result: f"{_mean(result['rebuilt']['perplexity']):.0f}",
     "Zipf": lambda result: f"{_mean({name: one['zipf_exponent'] for name, one in result['statistics'].items()}):.2f}",
     "probe": lambda result: f"{result['rebuilt']['probe_positions']['score']:.2f}",
+    "painted": lambda result: f"{drawn(result['report']['rebuilt_ceiling']):.2f}",
     "bits by the language model": lambda result: f"{language_bits(result):.0f}",
-    "drawn": lambda result: f"{drawn(result):.2f}",
+    "drawn": lambda result: f"{drawn(result['report']):.2f}",
     "VQA": lambda result: f"{result['report']['vqa']['score']:.2f}",
     "encoded/s": lambda result: f"{result['rebuilt']['encoded_per_second']:.0f}",
     "decoded/s": lambda result: f"{result['rebuilt']['decoded_per_second']:.0f}",

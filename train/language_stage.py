@@ -19,7 +19,8 @@ from rebus.data.loading import PackedLoader
 from rebus.data.mini_concepts import mini_concepts, other_concepts
 from rebus.data.packing import PackedBatch
 from rebus.data.prefetch import Prefetched
-from rebus.data.samples import Sample
+from rebus.data.rendering import render_prompt
+from rebus.data.samples import Message, Sample
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
 from rebus.data.scenes import SCENE_SIZE_PX, TASKS
@@ -33,6 +34,7 @@ from rebus.model.trained_weights import ALL_WEIGHTS, TrainingChoice
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.text_tokenizer import SentencePieceTokenizer, TextTokenizer
 from rebus.tokenizers.tokens import Tokens
+from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train.config import RunConfig
 
 NUM_VALIDATION_BATCHES = 4
@@ -44,6 +46,12 @@ _CAPITALS = re.compile("[A-Z]{2,}")
 def held_out_captions(held_out: SceneSamples) -> list[str]:
     """Returns what the sheets of samples show: a held-out scene of each task, as its canonical caption."""
     return [held_out.prompt(random.Random(f"sheet/{task}"), task)[1] for task in TASKS]
+
+
+def chat_prompts(held_out: SceneSamples, text_tokenizer: TextTokenizer, vocabulary: Vocabulary) -> list[list[int]]:
+    """Returns the same as requests of a user, up to where the model answers."""
+    requests = [(Message("user", (caption,)),) for caption in held_out_captions(held_out)]
+    return [render_prompt(request, text_tokenizer, vocabulary) for request in requests]
 
 
 def scene_samples(pack: EmojiPack) -> tuple[SceneSamples, SceneSamples]:

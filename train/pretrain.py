@@ -19,7 +19,13 @@ from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train import dry_run
 from rebus.train.base import empty_base, load_base
 from rebus.train.config import CosineFall, OptimConfig, RunConfig, parse
-from rebus.train.language_stage import LanguageStage, held_out_captions, scene_samples, train_text_tokenizer
+from rebus.train.language_stage import (
+    LanguageStage,
+    chat_prompts,
+    held_out_captions,
+    scene_samples,
+    train_text_tokenizer,
+)
 from rebus.train.loop import launch
 from rebus.train.runtime import launched_processes, loaded_dtype
 
@@ -44,6 +50,8 @@ class PretrainConfig:
     """Ids of a row."""
     by_level: bool = False
     """Whether the model learns to draw a level of codes at once, too, where the image tokenizer has levels."""
+    chats: bool = False
+    """Whether it reads chats instead of documents, as finetuning does: for a training too short to have both."""
     shards: dict[str, float] = field(default_factory=dict)
     """Folders of shards to train on instead of documents about scenes, and how often a sample is drawn from each."""
     held_out_shards: Path | None = None
@@ -73,15 +81,16 @@ def pretrain_stage(config: PretrainConfig, pack: EmojiPack) -> LanguageStage:
         vocabulary = text_tokenizer.vocabulary(image_tokenizer.layout)
         model = config.language_model.build(vocabulary, generator)
         place_codes(model, vocabulary, image_tokenizer.code_features(), generator)
-    bos = text_tokenizer.special.bos
+    bos, vocabulary = text_tokenizer.special.bos, text_tokenizer.vocabulary(image_tokenizer.layout)
+    prompts = [[bos, *text_tokenizer.encode(caption)] for caption in held_out_captions(held_out)]
     return LanguageStage(
         config.run,
         model,
         text_tokenizer,
         image_tokenizer,
-        (samples.document, held_out.document),
+        (samples.chat, held_out.chat) if config.chats else (samples.document, held_out.document),
         config.row_length,
-        [[bos, *text_tokenizer.encode(caption)] for caption in held_out_captions(held_out)],
+        chat_prompts(held_out, text_tokenizer, vocabulary) if config.chats else prompts,
         by_level=config.by_level,
         shards=config.shards,
         held_out_shards=config.held_out_shards,
@@ -115,7 +124,7 @@ def compared() -> PretrainConfig:
     """The small language model that every image tokenizer of a comparison gets."""
     config = mini()
     sizes = LanguageModelConfig(dim=256, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=704)
-    return replace(config, language_model=sizes)
+    return replace(config, language_model=sizes, chats=True)
 
 
 def smollm2() -> PretrainConfig:

@@ -16,15 +16,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rebus.data.emoji import EmojiPack
-from rebus.data.rendering import render_prompt
-from rebus.data.samples import Message
 from rebus.model.trained_weights import ALL_WEIGHTS, TrainingChoice
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.text_tokenizer import TextTokenizer
 from rebus.train import dry_run
 from rebus.train.base import empty_base, load_base
 from rebus.train.config import OptimConfig, RunConfig, parse
-from rebus.train.language_stage import LanguageStage, held_out_captions, scene_samples
+from rebus.train.language_stage import LanguageStage, chat_prompts, scene_samples
 from rebus.train.loop import launch
 from rebus.train.runtime import launched_processes, loaded_dtype
 
@@ -73,7 +71,6 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.pretrained, **options)
     vocabulary = text_tokenizer.vocabulary(image_tokenizer.layout)
-    requests = [(Message("user", (caption,)),) for caption in held_out_captions(held_out)]
     return LanguageStage(
         config.run,
         model,
@@ -81,7 +78,7 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         image_tokenizer,
         (samples.chat, held_out.chat),
         config.row_length,
-        [render_prompt(request, text_tokenizer, vocabulary) for request in requests],
+        chat_prompts(held_out, text_tokenizer, vocabulary),
         by_level=config.by_level,
         shards=config.shards,
         held_out_shards=config.held_out_shards,
