@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rebus.model.code_condition import CodeEmbedding, Codes, Condition, ConditionConfig, GridConditionConfig
@@ -125,12 +125,21 @@ class DiffusionDecoder(nn.Module):
         Raises:
             ValueError: if the times are not float32.
         """
+        return self.velocity(noisy, time, self.embed_codes(ids), (ids >= 0).any(dim=-1))
+
+    def velocity(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        time: Float[Tensor, " batch"],
+        codes: Float[Tensor, "batch positions dim"],
+        held: Bool[Tensor, "batch positions"],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Returns the same from the features of codes, of which some are missing."""
         patch = self.config.patch
         patch_grid = noisy.shape[-2] // patch, noisy.shape[-1] // patch
         values = rearrange(noisy, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
         patches = self.embed_patches(values) + resized(self.patch_positions, self.whole_grid, patch_grid)
-        held, grid = (ids >= 0).any(dim=-1), grid_of(self.layout, ids.shape[1], patch_grid)
-        seen = self.condition(patches, Codes(self.embed_codes(ids), held, grid), patch_grid)
+        seen = self.condition(patches, Codes(codes, held, grid_of(self.layout, codes.shape[1], patch_grid)), patch_grid)
         features, time_features = seen.tokens, self.embed_time(time)
         if seen.vector is not None:
             time_features = time_features + seen.vector

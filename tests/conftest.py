@@ -58,7 +58,7 @@ def inputs() -> Callable:
         regions = torch.randint(11, (batch, positions), generator=generator)
         mask = torch.ones(batch, positions, dtype=torch.bool)
         coded = Coded(mask[..., None].long(), mask, features, mask, (1, positions), None, {}, {})
-        return Taught(images, images + 0.1, coded, captions, regions, **others)
+        return Taught(images, images + 0.1, coded, captions, regions, torch.arange(batch), **others)
 
     return make
 

@@ -35,7 +35,7 @@ class TokenizerBatch:
     step: int
     """Number of the training step."""
     seeds: Int[Tensor, " batch"]
-    """What each picture draws its perturbation and its decoder's noise from."""
+    """What each picture's perturbation, its decoder's noise, and its draws in a term follow from."""
 
 
 class TaughtTokenizer(nn.Module):
@@ -82,6 +82,7 @@ class TaughtTokenizer(nn.Module):
             coded=coded,
             captions=batch.captions,
             regions=batch.regions,
+            seeds=batch.seeds,
             step=batch.step,
             layers=self._taps.take(),
             last_weight=None if last is None else self.tokenizer.get_parameter(f"{last}.weight"),

@@ -2,6 +2,10 @@
 
 python -m rebus.train.tokenizer --preset mini --run.output runs/tokenizer
 python -m rebus.train.tokenizer --preset mini_nested --run.output runs/tokenizer_nested
+
+A diffusion decoder may learn with the tokenizer, and is then in ``export/decoder``:
+
+python -m rebus.train.tokenizer --preset mini --joint JointDecoderConfig --joint.vae assets/mini/vae
 """
 
 from collections.abc import Callable, Mapping

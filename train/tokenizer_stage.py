@@ -25,6 +25,7 @@ from rebus.tokenizers.text_tokenizer import SentencePieceTokenizer, TextTokenize
 from rebus.tokenizers.tokens import Tokens
 from rebus.train.code_perturbation import CodePerturbationConfig
 from rebus.train.config import OptimConfig, RunConfig
+from rebus.train.joint_decoder import JointDecoderConfig
 from rebus.train.taught_tokenizer import TaughtTokenizer, TokenizerBatch
 
 
@@ -42,6 +43,9 @@ class TokenizerStageConfig:
     """What its codes are taught."""
     perturbation: CodePerturbationConfig | None = None
     """Wrong codes that the pixel decoder has to live with; none by default."""
+    joint: JointDecoderConfig | None = None
+    """A diffusion decoder that learns with the tokenizer and teaches it; without one, ``rebus.train.decoder`` trains
+    it on the codes afterwards."""
     num_text_pieces: int = 600
     """Vocabulary of the text models that teach the codes; they are not kept. A language model brings its own."""
     num_texts: int = 20_000
@@ -73,6 +77,9 @@ class TokenizerStage:
             canvas=tokenizer.canvas,
             widths=layer_widths(tokenizer, layers) if (layers := config.supervision.layers) else {},
         )
+        self.joint = config.joint and config.joint.build(tokenizer)
+        if self.joint is not None:
+            supervision = supervision.beside("joint", self.joint)
         self.model: nn.Module = TaughtTokenizer(tokenizer, supervision, config.perturbation)
 
     def batch(self, step: int, rank: int, world: int) -> TokenizerBatch:
@@ -120,8 +127,11 @@ class TokenizerStage:
         Image.fromarray(sheet.cpu().numpy()).save(folder / "rebuilt.png")
 
     def export(self, folder: Path) -> None:
-        """Writes the tokenizer without its teachers."""
-        self._tokenizer().save(folder)
+        """Writes the tokenizer without its teachers, and in ``decoder`` the decoder that has learned with it."""
+        tokenizer = self._tokenizer()
+        tokenizer.save(folder)
+        if self.joint is not None:
+            self.joint.trained(tokenizer).save(folder / "decoder")
 
     def _text_tokenizer(self) -> TextTokenizer:
         """Returns that of the language model that reads the captions, if there is one, else one learned from them."""

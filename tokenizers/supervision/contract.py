@@ -25,6 +25,8 @@ class Taught:
     """Pieces of a text about each picture, padded."""
     regions: Int[Tensor, "batch cells"]
     """What each cell shows; 0 is the ground."""
+    seeds: Int[Tensor, " batch"]
+    """What each picture's random draws in a term follow from."""
     step: int = 0
     """Number of the training step, from 0 on."""
     layers: Mapping[str, Tensor] = field(default_factory=dict)

@@ -119,6 +119,10 @@ class Supervision(nn.Module):
         self.terms = nn.ModuleDict(terms)
         self._order = tuple(terms.values())
 
+    def beside(self, name: str, term: Term) -> "Supervision":
+        """Returns these terms behind one more."""
+        return Supervision({name: term, **dict(zip(self.terms, self._order, strict=True))})
+
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the tokenizer's layers whose outputs the terms read."""
