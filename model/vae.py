@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rebus.tokenizers.autoencoder import downsampling, fold_px, read_autoencoder, scale_and_shift
+
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -70,11 +72,6 @@ class VaeConfig:
         )
 
 
-def downsampling(vae: "AutoencoderKL") -> int:
-    """Returns how many pixels of a side one latent stands for."""
-    return _fold_px(vae) * 2 ** (len(vae.config["block_out_channels"]) - 1)
-
-
 def posterior(
     vae: "AutoencoderKL", images: Float[Tensor, "batch 3 height width"]
 ) -> tuple[Float[Tensor, "batch channels rows columns"], Float[Tensor, "batch channels rows columns"]]:
@@ -86,7 +83,9 @@ def posterior(
     factor = downsampling(vae)
     if images.shape[-2] % factor or images.shape[-1] % factor:
         raise ValueError(f"sides of pictures must be multiples of {factor} px, got {tuple(images.shape[-2:])}")
-    moments = vae.encoder(F.pixel_unshuffle(2 * images - 1, _fold_px(vae)))
+    moments = vae.encoder(F.pixel_unshuffle(2 * images - 1, fold_px(vae)))
+    if vae.quant_conv is not None:
+        moments = vae.quant_conv(moments)
     mean, log_variance = moments.chunk(2, dim=1)
     return mean, log_variance.clamp(-30, 20)
 
@@ -95,7 +94,9 @@ def rebuild(
     vae: "AutoencoderKL", latents: Float[Tensor, "batch channels rows columns"]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Returns the pictures of latents that are neither scaled nor shifted, about [0, 1] but not clamped to it."""
-    return (F.pixel_shuffle(vae.decoder(latents), _fold_px(vae)) + 1) / 2
+    if vae.post_quant_conv is not None:
+        latents = vae.post_quant_conv(latents)
+    return (F.pixel_shuffle(vae.decoder(latents), fold_px(vae)) + 1) / 2
 
 
 @torch.no_grad()
@@ -107,7 +108,8 @@ def encode_latents(
     Raises:
         ValueError: if the sides of the pictures are no multiples of the downsampling.
     """
-    return (posterior(vae, images)[0] - vae.config["shift_factor"]) * vae.config["scaling_factor"]
+    scale, shift = scale_and_shift(vae)
+    return (posterior(vae, images)[0] - shift) * scale
 
 
 @torch.no_grad()
@@ -115,7 +117,8 @@ def decode_latents(
     vae: "AutoencoderKL", latents: Float[Tensor, "batch channels rows columns"]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Returns pictures in [0, 1] from latents as ``encode_latents`` gives them."""
-    return rebuild(vae, latents / vae.config["scaling_factor"] + vae.config["shift_factor"]).clamp(0, 1)
+    scale, shift = scale_and_shift(vae)
+    return rebuild(vae, latents / scale + shift).clamp(0, 1)
 
 
 def fit_scale(vae: "AutoencoderKL", images: Float[Tensor, "batch 3 height width"]) -> None:
@@ -126,21 +129,11 @@ def fit_scale(vae: "AutoencoderKL", images: Float[Tensor, "batch 3 height width"
 
 
 def load_vae(folder: Path, device: str | torch.device = "cpu") -> "AutoencoderKL":
-    """Reads an auto-encoder that ``save_pretrained`` wrote, in eval mode and frozen.
+    """Reads any AutoencoderKL that ``save_pretrained`` wrote, ours or that of Stable Diffusion or FLUX, and freezes it.
 
     Raises:
-        ValueError: if the folder holds none, or its pictures are not red, green and blue.
+        ValueError: if the folder holds none, its weights do not fit, or its pictures are not red, green and blue.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} must hold a saved auto-encoder (config.json), got no such file")
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True)
-    if IMAGE_CHANNELS * _fold_px(vae) ** 2 != vae.config["in_channels"]:
-        raise ValueError(f"{folder}: in_channels must be 3 times a square number, got {vae.config['in_channels']}")
+    vae = read_autoencoder(folder)
     nn.Module.to(vae, device)  # diffusers' own .to has lost its types
-    return vae.requires_grad_(False).eval()
-
-
-def _fold_px(vae: "AutoencoderKL") -> int:
-    return round((vae.config["in_channels"] / IMAGE_CHANNELS) ** 0.5)
+    return vae.requires_grad_(False)

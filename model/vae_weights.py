@@ -1,6 +1,6 @@
 """The decoder of a saved auto-encoder straight from its folder: importing its class would take seconds.
 
-It reads the auto-encoders that ``VaeConfig`` builds, and equals the class.
+That is done for the auto-encoders that ``VaeConfig`` builds, and equals the class; others are read by the class.
 """
 
 import json
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from rebus.model.vae import load_vae
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -31,18 +33,17 @@ def read_vae(folder: Path, device: str | torch.device) -> "AutoencoderKL":
     """Returns the config and the decoder of a saved auto-encoder, in float32, as attributes named as in the class.
 
     Raises:
-        ValueError: if it is one of a kind that is not read here.
+        ValueError: if the folder holds none, or its weights do not fit.
     """
     config = json.loads((folder / "config.json").read_text())
-    for name, plain in PLAIN.items():
-        if config.get(name) != plain:
-            raise ValueError(f"{folder}: {name} of the auto-encoder must be {plain}, got {config.get(name)}")
+    if any(config.get(name) != plain for name, plain in PLAIN.items()):
+        return load_vae(folder, device)
     tensors = safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors", device=str(device))
     weights = {name.removeprefix("decoder."): tensor.float() for name, tensor in tensors.items()}
     decoder = _Decoder(
         weights, len(config["up_block_types"]), config["layers_per_block"] + 1, config["norm_num_groups"]
     )
-    return cast("AutoencoderKL", SimpleNamespace(config=config, decoder=decoder))
+    return cast("AutoencoderKL", SimpleNamespace(config=config, decoder=decoder, post_quant_conv=None))
 
 
 class _Decoder:

@@ -314,7 +314,7 @@ BAD_CONFIGS = {
     "nowhere must hold a model of transformers \\(config.json, safetensors\\)": lambda: TowerEncoderConfig(
         pretrained="nowhere"
     ).build(SIZES),
-    "pretrained must be a folder with config.json and safetensors weights, got no_vae": lambda: VaeLatentsEncoderConfig(
+    "no_vae must hold a saved auto-encoder \\(config.json, safetensors\\)": lambda: VaeLatentsEncoderConfig(
         autoencoder=AutoencoderConfig(pretrained="no_vae")
     ).build(SIZES),
     "architecture must have the keys of AutoencoderKL.*'depth'": lambda: AutoencoderConfig(

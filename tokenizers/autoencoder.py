@@ -1,5 +1,6 @@
 """The halves of a continuous auto-encoder of diffusers, for tokenizers that read or paint its latents."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +37,9 @@ class AutoencoderConfig:
         Raises:
             ValueError: if the folder holds none, its weights do not fit, or its pictures are not red, green and blue.
         """
-        vae = _read(Path(self.pretrained)) if self.pretrained else _fresh(self.architecture)
-        if 3 * fold_px(vae) ** 2 != vae.config["in_channels"]:
-            raise ValueError(f"in_channels must be 3 times a square number, got {vae.config['in_channels']}")
         if not self.pretrained:
-            return vae, self
+            return _fresh(self.architecture), self
+        vae = read_autoencoder(Path(self.pretrained))
         kept = {name: value for name, value in vae.config.items() if name[0] != "_"}
         return vae, AutoencoderConfig(architecture=kept)
 
@@ -96,27 +95,42 @@ def scale_and_shift(vae: "AutoencoderKL") -> tuple[float, float]:
     return vae.config["scaling_factor"], vae.config["shift_factor"] or 0.0
 
 
+def read_autoencoder(folder: Path) -> "AutoencoderKL":
+    """Returns the auto-encoder that ``save_pretrained`` wrote, in eval mode and float32.
+
+    Raises:
+        ValueError: if the folder holds none, its weights do not fit, or its pictures are not red, green and blue.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} must hold a saved auto-encoder (config.json, safetensors), got no such files")
+    options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False, "local_files_only": True}
+    try:
+        kind = json.loads((folder / "config.json").read_text())["_class_name"]
+        if kind != AutoencoderKL.__name__:  # diffusers would only warn
+            raise ValueError(f"_class_name of the auto-encoder must be AutoencoderKL, got {kind}")
+        read: Any = AutoencoderKL.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} must hold an AutoencoderKL with weights that fit, got {error}") from error
+    vae, info = read
+    if wrong := {name: info[name] for name in ("missing_keys", "unexpected_keys") if info[name]}:
+        raise ValueError(f"{folder}: the weights must fit config.json, got {wrong}")
+    _check_colors(vae)
+    return vae.eval()
+
+
+def _check_colors(vae: "AutoencoderKL") -> None:
+    if 3 * fold_px(vae) ** 2 != vae.config["in_channels"]:
+        raise ValueError(f"in_channels must be 3 times a square number, got {vae.config['in_channels']}")
+
+
 def _fresh(architecture: dict[str, Any]) -> "AutoencoderKL":
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     try:
-        return AutoencoderKL(**architecture).eval()
+        vae = AutoencoderKL(**architecture).eval()
     except TypeError as error:
         raise ValueError(f"architecture must have the keys of AutoencoderKL, got {error}") from error
-
-
-def _read(folder: Path) -> "AutoencoderKL":
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ValueError(f"pretrained must be a folder with config.json and safetensors weights, got {folder}")
-    options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False, "local_files_only": True}
-    try:
-        read: Any = AutoencoderKL.from_pretrained(folder, output_loading_info=True, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder} must hold an AutoencoderKL with weights that fit, got {error}") from error
-    vae, info = read
-    wrong = {name: info[name] for name in ("missing_keys", "unexpected_keys") if info[name]}
-    if wrong:
-        raise ValueError(f"{folder}: the weights must fit config.json, got {wrong}")
-    return vae.eval()
+    _check_colors(vae)
+    return vae
