@@ -113,6 +113,86 @@ def saved_model(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return output
 
 
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of tiny diffusion models as users have them, with random weights: by the name of the family."""
+    import diffusers
+    import torch
+
+    folder = tmp_path_factory.mktemp("bases")
+    halves = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    gaussian = ("AutoencoderKL", {**halves, "block_out_channels": [2] * 4, "norm_num_groups": 1})
+    levels = {"block_out_channels": [4] * 4, "layers_per_block": [1] * 4, "qkv_multiscales": [[]] * 4}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in levels.items()}
+    plain = ("AutoencoderDC", {**sides, "latent_channels": 4, "scaling_factor": 0.4})
+    blocks = {"block_out_channels": [8, 8], "norm_num_groups": 2, "layers_per_block": 1, "attention_head_dim": 2}
+    down, up = ["CrossAttnDownBlock2D", "DownBlock2D"], ["UpBlock2D", "CrossAttnUpBlock2D"]
+    unet = {**blocks, "down_block_types": down, "up_block_types": up, "cross_attention_dim": 12}
+    heads = {"num_attention_heads": 2, "num_layers": 2}
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    flow = ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})
+    pooled = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    labels = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 12}
+    caption = {"joint_attention_dim": 12, "pooled_projection_dim": 6}
+    cross = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 4, "cross_attention_dim": 8}
+    dynamic = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}
+    sizes = {
+        "sd15": ("unet", "UNet2DConditionModel", unet, ("PNDMScheduler", {**betas, "skip_prk_steps": True})),
+        "sdxl": (
+            "unet",
+            "UNet2DConditionModel",
+            {**unet, **pooled, "projection_class_embeddings_input_dim": 30},
+            ("EulerDiscreteScheduler", betas),
+        ),
+        "unclip": (
+            "unet",
+            "UNet2DConditionModel",
+            {**unet, **labels},
+            ("DDIMScheduler", {**betas, "prediction_type": "v_prediction"}),
+        ),
+        "sd3": (
+            "transformer",
+            "SD3Transformer2DModel",
+            {**heads, **caption, "in_channels": 4, "out_channels": 4, "attention_head_dim": 8, "sample_size": 4}
+            | {"caption_projection_dim": 16, "pos_embed_max_size": 8},
+            flow,
+        ),
+        "sana": (
+            "transformer",
+            "SanaTransformer2DModel",
+            {**heads, **cross, "in_channels": 4, "out_channels": 4, "attention_head_dim": 4, "caption_channels": 12},
+            ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True})
+        ),
+        "lumina2": (
+            "transformer",
+            "Lumina2Transformer2DModel",
+            {**heads, "in_channels": 4, "hidden_size": 24, "num_refiner_layers": 1, "num_kv_heads": 1}
+            | {"multiple_of": 8, "axes_dim_rope": [4, 4, 4], "axes_lens": [7, 8, 8], "cap_feat_dim": 12},
+            flow,
+        ),
+        "flux": (
+            "transformer",
+            "FluxTransformer2DModel",
+            {**heads, **caption, "in_channels": 16, "num_single_layers": 2, "attention_head_dim": 8}
+            | {"guidance_embeds": True, "axes_dims_rope": [2, 2, 4]},
+            ("FlowMatchEulerDiscreteScheduler", dynamic),
+        ),
+    }  # fmt: skip
+
+    def make(name: str) -> Path:
+        if not (folder / name).exists():
+            part, model, options, (scheduler, noise) = sizes[name]
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                getattr(diffusers, model)(**options).save_pretrained(folder / name / part)
+                vae, levels = plain if name == "sana" else gaussian
+                getattr(diffusers, vae)(**levels).save_pretrained(folder / name / "vae")
+            getattr(diffusers, scheduler)(**noise).save_pretrained(folder / name / "scheduler")
+        return folder / name
+
+    return make
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the switch that writes golden numbers anew."""
     parser.addoption("--regolden", action="store_true", help="write tests/golden.json anew")
