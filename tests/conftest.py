@@ -6,7 +6,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -113,11 +115,35 @@ def saved_model(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return output
 
 
+class TinyBase(NamedTuple):
+    """A diffusion model as users have it, with random weights."""
+
+    folder: Path
+    family: Any
+    """The config that fits it; pictures are 32 px, codes a grid of 2 x 2."""
+
+    def load(self, **changes: Any) -> Any:
+        """Reads it, as a family with other values."""
+        from rebus.model.borrowed_decoders.weights import load_base
+
+        return load_base(self.folder, replace(self.family, **changes))
+
+
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders of tiny diffusion models as users have them, with random weights: by the name of the family."""
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyBase]:
+    """Tiny diffusion models by the name of the family, made when they are first asked for."""
     import diffusers
     import torch
+
+    from rebus.model.borrowed_decoders.code_features import RowFeaturesConfig
+    from rebus.model.borrowed_decoders.flux import FluxConfig
+    from rebus.model.borrowed_decoders.lumina2 import Lumina2Config
+    from rebus.model.borrowed_decoders.sana import SanaConfig
+    from rebus.model.borrowed_decoders.sequence_head import CodeReaderConfig
+    from rebus.model.borrowed_decoders.stable_diffusion import StableDiffusionConfig
+    from rebus.model.borrowed_decoders.stable_diffusion_3 import StableDiffusion3Config
+    from rebus.model.borrowed_decoders.stable_diffusion_xl import StableDiffusionXLConfig
+    from rebus.model.borrowed_decoders.unclip import UnclipConfig
 
     folder = tmp_path_factory.mktemp("bases")
     halves = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
@@ -179,7 +205,19 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         ),
     }  # fmt: skip
 
-    def make(name: str) -> Path:
+    features = {"size_px": (32, 32), "features": RowFeaturesConfig(dim=5)}
+    small = {**features, "reader": CodeReaderConfig(dim=16, depth=1, num_heads=2)}
+    families = {
+        "sd15": StableDiffusionConfig(**small),
+        "sdxl": StableDiffusionXLConfig(**small),
+        "sd3": StableDiffusion3Config(**small),
+        "sana": SanaConfig(**small),
+        "lumina2": Lumina2Config(**small),
+        "flux": FluxConfig(**features, num_text_rows=3),
+        "unclip": UnclipConfig(**small, values_per_code=3, num_prompt_rows=4),
+    }
+
+    def make(name: str) -> TinyBase:
         if not (folder / name).exists():
             part, model, options, (scheduler, noise) = sizes[name]
             with torch.random.fork_rng():
@@ -188,9 +226,30 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 vae, levels = plain if name == "sana" else gaussian
                 getattr(diffusers, vae)(**levels).save_pretrained(folder / name / "vae")
             getattr(diffusers, scheduler)(**noise).save_pretrained(folder / name / "scheduler")
-        return folder / name
+        return TinyBase(folder / name, families[name])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def square_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained image tokenizer with 2 x 2 codes of 15."""
+    import torch
+
+    from rebus.tokenizers.encoders.vit import VitEncoderConfig
+    from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
+    from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
+    from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
+
+    folder = tmp_path_factory.mktemp("square_tokenizer")
+    torch.manual_seed(0)
+    ImageTokenizerConfig(
+        image_size_px=16,
+        encoder=VitEncoderConfig(patch_px=8, dim=16, depth=1, num_heads=2),
+        quantizer=FiniteScalarConfig(levels=(5, 3)),
+        pixel_decoder=VitPixelDecoderConfig(dim=16, depth=1, num_heads=2),
+    ).build().save(folder)
+    return folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,42 +1,21 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from rebus.data.emoji import EmojiPack
-from rebus.model.borrowed_decoders.code_features import RowFeaturesConfig
-from rebus.model.borrowed_decoders.flux import FluxConfig
 from rebus.model.borrowed_decoders.lora import BaseLoraConfig
-from rebus.model.borrowed_decoders.lumina2 import Lumina2Config
 from rebus.model.borrowed_decoders.pipeline import open_pipeline
-from rebus.model.borrowed_decoders.sana import SanaConfig
-from rebus.model.borrowed_decoders.sequence_head import CodeReaderConfig
-from rebus.model.borrowed_decoders.stable_diffusion import StableDiffusionConfig
-from rebus.model.borrowed_decoders.stable_diffusion_3 import StableDiffusion3Config
-from rebus.model.borrowed_decoders.stable_diffusion_xl import StableDiffusionXLConfig
-from rebus.tokenizers.encoders.vit import VitEncoderConfig
-from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
-from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
-from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.train.borrowed_decoder import PRESETS, BorrowedDecoderStage
+from rebus.train.config import parse
 from rebus.train.imperfect_codes import ImperfectCodesConfig
 from rebus.train.loop import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers, in torch
-
-ROWS = {
-    "size_px": (32, 32),
-    "features": RowFeaturesConfig(dim=8),
-    "reader": CodeReaderConfig(dim=16, depth=1, num_heads=2),
-}
-FAMILIES = {
-    "sd15": StableDiffusionConfig(**ROWS),
-    "sdxl": StableDiffusionXLConfig(**ROWS),
-    "sd3": StableDiffusion3Config(**ROWS),
-    "sana": SanaConfig(**ROWS),
-    "lumina2": Lumina2Config(**ROWS),
-    "flux": FluxConfig(size_px=(32, 32), features=RowFeaturesConfig(dim=8), num_text_rows=3),
-}
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of diffusers, in torch
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,36 +23,23 @@ def pack():
     return EmojiPack.open()
 
 
-@pytest.fixture(scope="module")
-def image_tokenizer(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    ImageTokenizerConfig(
-        image_size_px=16,
-        encoder=VitEncoderConfig(patch_px=8, dim=16, depth=1, num_heads=2),
-        quantizer=FiniteScalarConfig(levels=(5, 3)),
-        pixel_decoder=VitPixelDecoderConfig(dim=16, depth=1, num_heads=2),
-    ).build().save(folder)  # fmt: skip
-    return folder
-
-
-def config_of(name, bases, image_tokenizer, **run):
+def config_of(name, bases, square_tokenizer, **run):
     config = PRESETS[name]()
     short = {"batch_size": 4, "dtype": "float32", "device": "cpu", "ema": None, "validate_every": None}
     return replace(
         config,
         run=replace(config.run, **short, **run),
         optim=replace(config.optim, lr=1e-2, warmup_steps=2),
-        base=bases(name),
-        image_tokenizer=image_tokenizer,
-        family=FAMILIES[name],
+        base=bases(name).folder,
+        image_tokenizer=square_tokenizer,
+        family=bases(name).family,
         base_dtype="float32",
         num_validation=4,
     )
 
 
-def test_the_adapter_alone_learns_and_a_pipeline_comes_out(pack, bases, image_tokenizer, tmp_path):
-    config = config_of("sd15", bases, image_tokenizer, output=tmp_path, steps=3)
+def test_the_adapter_alone_learns_and_a_pipeline_comes_out(pack, bases, square_tokenizer, tmp_path):
+    config = config_of("sd15", bases, square_tokenizer, output=tmp_path, steps=3)
     stage = BorrowedDecoderStage(config, pack)
     before = {name: value.clone() for name, value in stage.decoder.state_dict().items()}
     assert train(stage, config.run, config.optim, config)
@@ -86,8 +52,8 @@ def test_the_adapter_alone_learns_and_a_pipeline_comes_out(pack, bases, image_to
         assert torch.equal(pipeline.adapter.state_dict()[name], value)
 
 
-def test_ranks_share_the_batch_of_one_process(pack, bases, image_tokenizer, tmp_path):
-    stage = BorrowedDecoderStage(config_of("sd15", bases, image_tokenizer, output=tmp_path), pack)
+def test_ranks_share_the_batch_of_one_process(pack, bases, square_tokenizer, tmp_path):
+    stage = BorrowedDecoderStage(config_of("sd15", bases, square_tokenizer, output=tmp_path), pack)
     whole = stage.batch(3, 0, 1)
     for rank in range(2):
         part = stage.batch(3, rank, 2)
@@ -96,11 +62,10 @@ def test_ranks_share_the_batch_of_one_process(pack, bases, image_tokenizer, tmp_
         torch.testing.assert_close(part.latents, whole.latents[rank::2], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, BaseLoraConfig(rank=4)])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_learns_a_handful_of_pictures(name, lora, pack, bases, image_tokenizer, tmp_path):
-    config = config_of(name, bases, image_tokenizer, output=tmp_path, steps=1)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_family_learns_a_handful_of_pictures(name, lora, pack, bases, square_tokenizer, tmp_path):
+    config = config_of(name, bases, square_tokenizer, output=tmp_path, steps=1)
     config = replace(config, lora=lora, codes=ImperfectCodesConfig(dropped=0.0, cut=0.0, perturbed=0.0))
     stage = BorrowedDecoderStage(config, pack)
     batch = stage.batch(0, 0, 1)
@@ -120,10 +85,9 @@ def test_every_family_learns_a_handful_of_pictures(name, lora, pack, bases, imag
     assert losses[-1] < 0.95 * others
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_what_the_base_learned_is_in_its_matrices_afterwards(name, pack, bases, image_tokenizer, tmp_path):
-    config = replace(config_of(name, bases, image_tokenizer, output=tmp_path, steps=2), lora=BaseLoraConfig(rank=2))
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_the_base_learned_is_in_its_matrices_afterwards(name, pack, bases, square_tokenizer, tmp_path):
+    config = replace(config_of(name, bases, square_tokenizer, output=tmp_path, steps=2), lora=BaseLoraConfig(rank=2))
     stage = BorrowedDecoderStage(config, pack)
     batch = stage.batch(0, 0, 1)
     plain = BorrowedDecoderStage(replace(config, lora=None), pack).loss(batch)[0]
@@ -141,8 +105,23 @@ def test_what_the_base_learned_is_in_its_matrices_afterwards(name, pack, bases, 
         torch.testing.assert_close(decoder(*args), stage.decoder(*args), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_base_in_half_precision_keeps_what_learns_whole(name, pack, bases, square_tokenizer, tmp_path):
+    config = config_of(name, bases, square_tokenizer, output=tmp_path, steps=1)
+    stage = BorrowedDecoderStage(replace(config, base_dtype="bfloat16", lora=BaseLoraConfig(rank=2)), pack)
+    dtypes = {one.dtype for one in stage.decoder.base.parameters() if not one.requires_grad}
+    assert dtypes == {torch.bfloat16}
+    loss, _ = stage.loss(stage.batch(0, 0, 1))
+    loss.backward()
+    learned = [(key, one) for key, one in stage.decoder.named_parameters() if one.requires_grad]
+    assert all(
+        one.dtype == torch.float32 and torch.isfinite(one.grad).all() for _, one in learned if one.grad is not None
+    )
+    assert any("lora_B" in key and one.grad.any() for key, one in learned)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_reads_codes_of_its_family(preset):
-    config = PRESETS[preset]()
-    assert config.lora is None or config.lora.rank > 0
-    assert config.base_dtype == "bfloat16"
+def test_every_preset_comes_through_the_command_line(preset, square_tokenizer):
+    config = parse(PRESETS, ["--preset", preset, "--base", "here", "--family.size_px", "[256, 256]"])
+    expected = PRESETS[preset]()
+    assert config == replace(expected, base=Path("here"), family=replace(expected.family, size_px=(256, 256)))

@@ -22,8 +22,9 @@ from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_batches import pictures_of, scene_rows
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene
-from rebus.model.borrowed_decoders.choice import FamilyConfig
+from rebus.model.borrowed_decoders.choice import DenoisingFamilyConfig
 from rebus.model.borrowed_decoders.flux import FluxConfig
+from rebus.model.borrowed_decoders.latents import resized, to_latents, to_pictures
 from rebus.model.borrowed_decoders.lora import BaseLoraConfig
 from rebus.model.borrowed_decoders.lumina2 import Lumina2Config
 from rebus.model.borrowed_decoders.sana import SanaConfig
@@ -54,7 +55,7 @@ class BorrowedDecoderStageConfig:
     """Folder of a pipeline of diffusers."""
     image_tokenizer: Path = Path("runs/tokenizer/export")
     """Folder of the trained image tokenizer."""
-    family: FamilyConfig = StableDiffusionConfig()
+    family: DenoisingFamilyConfig = StableDiffusionConfig()
     """What kind of base it is, and how codes get into it."""
     lora: BaseLoraConfig | None = None
     """Additions to the base that learn with the adapter; without them it is frozen as a whole."""
@@ -140,20 +141,18 @@ class BorrowedDecoderStage:
 
     def samples(self, folder: Path) -> None:
         """Writes a sheet of held-out scenes: true, rebuilt by the auto-encoder, painted from codes."""
-        from rebus.model.borrowed_decoders.latents import to_latents, to_pictures
-
         scenes = scene_rows(self.held_out_scenes, 4, seed=0, step=0)
         images = self._pictures(scenes)
         pipeline = self._pipeline(self.decoder.base)
         pipeline.set_progress_bar_config(disable=True)
         painted = pipeline(
-            self.tokenizer.encode(_resized(images, self._coded_size)),
+            self.tokenizer.encode(resized(images, self._coded_size)),
             num_inference_steps=SHOWN_STEPS,
             guidance_scale=SHOWN_GUIDANCE,
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
         )
-        true = _resized(images, self.decoder.adapter.family.size_px)
+        true = resized(images, self.decoder.adapter.family.size_px)
         rows = torch.stack([true, to_pictures(self.vae, to_latents(self.vae, true)), painted.images])
         sheet = (rearrange(rows, "row b c h w -> (row h) (b w) c") * 255).round().byte()
         Image.fromarray(sheet.cpu().numpy()).save(folder / "painted.png")
@@ -171,11 +170,9 @@ class BorrowedDecoderStage:
 
     def _encoded(self, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
         """Returns latents and codes of scenes."""
-        from rebus.model.borrowed_decoders.latents import to_latents
-
         images = self._pictures(scenes)
-        latents = to_latents(self.vae, _resized(images, self.decoder.adapter.family.size_px))
-        return latents, self.tokenizer.encode(_resized(images, self._coded_size)).ids
+        latents = to_latents(self.vae, resized(images, self.decoder.adapter.family.size_px))
+        return latents, self.tokenizer.encode(resized(images, self._coded_size)).ids
 
     @property
     def _coded_size(self) -> tuple[int, int]:
@@ -189,14 +186,8 @@ class BorrowedDecoderStage:
         return pictures_of(scenes, self.pack).to(device) / 255
 
 
-def _resized(images: Float[Tensor, "batch 3 _ _"], size_px: tuple[int, int]) -> Float[Tensor, "batch 3 height width"]:
-    if images.shape[-2:] == size_px:
-        return images
-    return F.interpolate(images, size_px, mode="bicubic", antialias=True).clamp(0, 1)
-
-
 def sd15() -> BorrowedDecoderStageConfig:
-    """Stable Diffusion 1.5, frozen, as LaVIT: one GPU of 24 GB."""
+    """Stable Diffusion 1.5, frozen, as LaVIT."""
     return BorrowedDecoderStageConfig(
         run=RunConfig(output=Path("runs/borrowed_decoder"), steps=20_000, batch_size=32, ema=0.999),
         optim=OptimConfig(lr=1e-4, warmup_steps=500, weight_decay=0.01),
@@ -214,7 +205,7 @@ def sd3() -> BorrowedDecoderStageConfig:
 
 
 def sana() -> BorrowedDecoderStageConfig:
-    """Sana 0.6B, frozen, as Tar."""
+    """Sana 0.6B, frozen, its prompt replaced as in Tar."""
     return replace(sd15(), family=SanaConfig())
 
 

@@ -8,12 +8,8 @@ from rebus.model.borrowed_decoders.stable_diffusion_3 import StableDiffusion3Con
 from rebus.model.borrowed_decoders.stable_diffusion_xl import StableDiffusionXLConfig
 from rebus.model.borrowed_decoders.unclip import UnclipConfig
 
-FamilyConfig = (
-    StableDiffusionConfig
-    | StableDiffusionXLConfig
-    | StableDiffusion3Config
-    | SanaConfig
-    | Lumina2Config
-    | FluxConfig
-    | UnclipConfig
+DenoisingFamilyConfig = (
+    StableDiffusionConfig | StableDiffusionXLConfig | StableDiffusion3Config | SanaConfig | Lumina2Config | FluxConfig
 )
+"""Families whose adapter learns by what the base then predicts."""
+FamilyConfig = DenoisingFamilyConfig | UnclipConfig

@@ -4,7 +4,7 @@ A borrowed decoder is a diffusion model of the ``diffusers`` library, its base, 
 text. An adapter reads codes and gives the base what it takes for that text. The base itself stays as it is.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,10 +34,15 @@ class Head(Protocol):
 class Family(Protocol):
     """A frozen config of one kind of base, and of how codes get into it."""
 
-    part: ClassVar[str]
-    """Folder of the base in a pipeline of diffusers: ``"unet"`` or ``"transformer"``."""
-    even_noise: ClassVar[bool]
-    """Whether its own pipeline starts from evenly spread levels of noise, 1 to 1 / steps, before it shifts them."""
+    @property
+    def part(self) -> str:
+        """Folder of the base in a pipeline of diffusers: ``"unet"`` or ``"transformer"``."""
+        ...
+
+    @property
+    def even_noise(self) -> bool:
+        """Whether its own pipeline starts from evenly spread levels of noise, 1 to 1 / steps, before it shifts them."""
+        ...
 
     @property
     def features(self) -> FeaturesConfig:

@@ -9,7 +9,7 @@ GLM-Image; and what is added comes in as ControlNets do, through the transformer
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange, repeat
@@ -45,8 +45,8 @@ def published_architecture() -> dict[str, Any]:
 class FluxConfig:
     """A transformer with blocks of two streams, then blocks of one; codes come in between."""
 
-    part: ClassVar[str] = "transformer"
-    even_noise: ClassVar[bool] = True
+    part = "transformer"  # no field: it is the same for all
+    even_noise = True
 
     size_px: tuple[int, int] = (1024, 1024)
     """Height and width of the painted pictures."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,6 +41,13 @@ def latent_shape(vae: Any, size_px: tuple[int, int]) -> tuple[int, int, int]:
     if any(side % factor for side in size_px):
         raise ValueError(f"size_px must be multiples of {factor}, the auto-encoder's factor, got {size_px}")
     return vae.config["latent_channels"], size_px[0] // factor, size_px[1] // factor
+
+
+def resized(images: Float[Tensor, "batch 3 _ _"], size_px: tuple[int, int]) -> Float[Tensor, "batch 3 height width"]:
+    """Returns pictures in [0, 1] of another height and width."""
+    if images.shape[-2:] == size_px:
+        return images
+    return F.interpolate(images, size_px, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _shift(vae: Any) -> float:

@@ -42,6 +42,9 @@ def add_lora(base: Any, config: BaseLoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # PEFT draws the additions from the global generator
         base.add_adapter(lora)
+    for parameter in base.parameters():
+        if parameter.requires_grad:  # a step of training is too small for half precision
+            parameter.data = parameter.data.float()
 
 
 def merged(base: Any) -> Any:

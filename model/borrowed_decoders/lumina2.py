@@ -4,7 +4,7 @@ Source: Qin et al., "Lumina-Image 2.0", https://arxiv.org/abs/2503.21758, sec. 3
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -32,8 +32,8 @@ def published_architecture() -> dict[str, Any]:
 class Lumina2Config:
     """A transformer over codes and patches, whose places in the sequence are counted through."""
 
-    part: ClassVar[str] = "transformer"
-    even_noise: ClassVar[bool] = True
+    part = "transformer"  # no field: it is the same for all
+    even_noise = True
 
     size_px: tuple[int, int] = (1024, 1024)
     """Height and width of the painted pictures."""

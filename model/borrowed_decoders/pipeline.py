@@ -78,7 +78,7 @@ class BorrowedDecoderPipeline(DiffusionPipeline):
         painted = self._paint(ids, noise, num_inference_steps, guidance_scale, generator)
         pictures = painted if output_type == "latent" else to_pictures(self.vae, painted)
         # What comes here is in [0, 1] already, so that a picture is the same whatever type it comes out as.
-        images = VaeImageProcessor(do_normalize=False).postprocess(pictures, output_type)
+        images: Any = VaeImageProcessor(do_normalize=False).postprocess(pictures, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -89,7 +89,8 @@ class BorrowedDecoderPipeline(DiffusionPipeline):
         set_timesteps(scheduler, steps, even_noise=family.even_noise, num_patches=num_patches, device=noise.device)
         latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # a flow starts from the noise as it is
         options = generator_option(scheduler, generator)
-        with self.progress_bar(total=len(scheduler.timesteps)) as bar:
+        progress: Any = self.progress_bar  # its types are lost in diffusers
+        with progress(total=len(scheduler.timesteps)) as bar:
             for timestep in scheduler.timesteps:
                 scaled = scheduler.scale_model_input(latents, timestep) if _scales(scheduler) else latents
                 times = timestep.float().expand(len(ids))

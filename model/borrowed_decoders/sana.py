@@ -5,7 +5,7 @@ https://arxiv.org/abs/2506.18898 (codes in place of Sana's prompt).
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -39,8 +39,8 @@ def published_architecture() -> dict[str, Any]:
 class SanaConfig:
     """A linear transformer with cross attention to codes; its latents have a 32nd of a picture's side."""
 
-    part: ClassVar[str] = "transformer"
-    even_noise: ClassVar[bool] = False
+    part = "transformer"  # no field: it is the same for all
+    even_noise = False
 
     size_px: tuple[int, int] = (1024, 1024)
     """Height and width of the painted pictures."""

@@ -6,7 +6,7 @@ Discrete Visual Tokenization" (LaVIT), https://arxiv.org/abs/2309.04669, sec. 3.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,8 +32,8 @@ def published_architecture() -> dict[str, Any]:
 class StableDiffusionConfig:
     """A UNet with cross attention to codes."""
 
-    part: ClassVar[str] = "unet"
-    even_noise: ClassVar[bool] = False
+    part = "unet"  # no field: it is the same for all
+    even_noise = False
 
     size_px: tuple[int, int] = (512, 512)
     """Height and width of the painted pictures."""

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2403.03206, sec. 4.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -38,8 +38,8 @@ def published_architecture() -> dict[str, Any]:
 class StableDiffusion3Config:
     """A transformer over codes and patches."""
 
-    part: ClassVar[str] = "transformer"
-    even_noise: ClassVar[bool] = False
+    part = "transformer"  # no field: it is the same for all
+    even_noise = False
 
     size_px: tuple[int, int] = (1024, 1024)
     """Height and width of the painted pictures."""

@@ -6,7 +6,7 @@ Differs: ILLUME+ trains the whole UNet and has its codes on the latents; here th
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -47,8 +47,8 @@ def published_architecture() -> dict[str, Any]:
 class StableDiffusionXLConfig:
     """A UNet with cross attention to codes and a pooled vector."""
 
-    part: ClassVar[str] = "unet"
-    even_noise: ClassVar[bool] = False
+    part = "unet"  # no field: it is the same for all
+    even_noise = False
 
     size_px: tuple[int, int] = (1024, 1024)
     """Height and width of the painted pictures."""

@@ -9,7 +9,7 @@ Differs: that pipeline adds a little noise to the embedding even at noise level 
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,8 +43,8 @@ def published_architecture() -> dict[str, Any]:
 class UnclipConfig:
     """A UNet that paints from the embedding of a picture."""
 
-    part: ClassVar[str] = "unet"
-    even_noise: ClassVar[bool] = False
+    part = "unet"  # no field: it is the same for all
+    even_noise = False
 
     size_px: tuple[int, int] = (768, 768)
     """Height and width of the painted pictures."""

@@ -150,7 +150,8 @@ def _scheduler(folder: Path) -> SchedulerMixin:
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise ValueError(f"{path}: _class_name must be a scheduler of diffusers, got {name}")
-    return kind.from_pretrained(folder, local_files_only=True)
+    scheduler: Any = kind.from_pretrained(folder, local_files_only=True)
+    return scheduler
 
 
 def _listed(names: list[str]) -> str:
