@@ -200,7 +200,7 @@ def test_codes_that_do_not_fit_are_refused(pipeline, tokenizer, tokens, tmp_path
         open_pipeline(tmp_path / "base")
 
 
-def changed(bases, tmp_path, change):
+def changed(bases, tmp_path, change, part="unet"):
     """A copy of a base whose weights are changed."""
     folder = tmp_path / "base"
     base = bases("sd15").folder
@@ -208,7 +208,7 @@ def changed(bases, tmp_path, change):
         copy = folder / path.relative_to(base)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = folder / part / "diffusion_pytorch_model.safetensors"
     state = safetensors.torch.load_file(weights)
     change(state)
     safetensors.torch.save_file(state, weights)
@@ -226,6 +226,18 @@ def test_weights_that_do_not_fit_are_named(bases, tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         load_base(changed(bases, tmp_path, change), bases("sd15").family)
+
+
+def test_old_names_of_an_auto_encoder_are_known(bases, tmp_path):
+    def change(state):
+        for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
+            for name in [name for name in state if f".{new}." in name]:
+                state[name.replace(f".{new}.", f".{old}.")] = state.pop(name)
+        assert any(".proj_attn." in name for name in state)
+
+    folder = changed(bases, tmp_path, change, "vae")
+    old, present = load_base(folder, bases("sd15").family).vae.state_dict(), bases("sd15").load().vae.state_dict()
+    assert old.keys() == present.keys() and all(torch.equal(old[name], present[name]) for name in old)
 
 
 def test_another_kind_of_base_is_refused(bases, tmp_path):
@@ -247,17 +259,15 @@ def test_another_kind_of_base_is_refused(bases, tmp_path):
         load_base(folder, bases("sd15").family)
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("lumina2", {"num_positions": 7}, "codes of a picture must be at most 6 for Lumina 2, got 7"),
-        ("flux", {"num_positions": 7}, r"grid of the codes must divide that of the patches, \(2, 2\), got None"),
-    ],
-)
-def test_a_layout_that_a_base_cannot_read_is_refused(name, change, message, bases):
-    family = bases(name).load().family
-    with pytest.raises(ValueError, match=message):
-        family.build_head(5, CodeLayout("sequence", change["num_positions"], (Stream("only", 15),)))
+def test_a_layout_that_a_base_cannot_read_is_refused(bases, tokenizer):
+    row = CodeLayout("sequence", 7, (Stream("only", 15),))
+    with pytest.raises(ValueError, match="codes of a picture must be at most 6 for Lumina 2, got 7"):
+        replace(bases("lumina2").family, architecture={"axes_lens": [7, 8, 8]}).build_head(5, row)
+    flux = bases("flux").family
+    with pytest.raises(ValueError, match=r"size_px must be 16 px times a multiple of the codes' grid, None, got"):
+        flux.build_head(5, row)
+    with pytest.raises(ValueError, match=r"the codes' grid, \(2, 2\), got \(32, 48\)"):
+        replace(flux, size_px=(32, 48)).build_head(5, tokenizer.layout)
 
 
 @pytest.mark.slow

@@ -114,9 +114,8 @@ def test_a_base_in_half_precision_keeps_what_learns_whole(name, pack, bases, squ
     loss, _ = stage.loss(stage.batch(0, 0, 1))
     loss.backward()
     learned = [(key, one) for key, one in stage.decoder.named_parameters() if one.requires_grad]
-    assert all(
-        one.dtype == torch.float32 and torch.isfinite(one.grad).all() for _, one in learned if one.grad is not None
-    )
+    assert all(one.dtype == torch.float32 for _, one in learned)
+    assert all(torch.isfinite(one.grad).all() for _, one in learned if one.grad is not None)
     assert any("lora_B" in key and one.grad.any() for key, one in learned)
 
 

@@ -67,13 +67,14 @@ class FluxConfig:
         """Builds the head, whose projection is zero.
 
         Raises:
-            ValueError: if the codes lie on no grid, or on one that the patches do not divide.
+            ValueError: if the codes lie on no grid, or on one whose cells are no whole patches.
         """
-        patches = (self.size_px[0] // PATCH_PX, self.size_px[1] // PATCH_PX)
         grid = layout.grid
-        if grid is None or any(many % few for many, few in zip(patches, grid, strict=True)):
-            raise ValueError(f"grid of the codes must divide that of the patches, {patches}, got {grid}")
-        return FluxHead(self, dim, grid, patches)
+        if grid is None or any(side % (PATCH_PX * cells) for side, cells in zip(self.size_px, grid, strict=True)):
+            raise ValueError(
+                f"size_px must be {PATCH_PX} px times a multiple of the codes' grid, {grid}, got {self.size_px}"
+            )
+        return FluxHead(self, dim, grid, (self.size_px[0] // PATCH_PX, self.size_px[1] // PATCH_PX))
 
     def predict(
         self,

@@ -20,6 +20,8 @@ from rebus.model.borrowed_decoders.choice import FamilyConfig
 
 AUTO_ENCODERS = ("AutoencoderKL", "AutoencoderDC")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Of the attention in old auto-encoders, as that of Stable Diffusion 1.5; diffusers renames it while reading."""
 _SHOWN_NAMES = 8
 
 Shapes = dict[str, tuple[int, ...]]
@@ -101,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_shapes(folder: Path) -> Shapes:
-    """Returns the shapes of all weights of a part, without reading them.
+    """Returns the shapes of all weights of a part by their present names, without reading them.
 
     Raises:
         ValueError: if it has no safetensors; pickled weights are never read.
@@ -114,7 +116,7 @@ def weight_shapes(folder: Path) -> Shapes:
             found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
             raise ValueError(f"{folder} must hold weights as safetensors ({name}), got {found}")
         with safe_open(folder / name, "pt") as file:
-            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, no dict
+            shapes |= {_present(key): tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     return shapes
 
 
@@ -152,6 +154,11 @@ def _scheduler(folder: Path) -> SchedulerMixin:
         raise ValueError(f"{path}: _class_name must be a scheduler of diffusers, got {name}")
     scheduler: Any = kind.from_pretrained(folder, local_files_only=True)
     return scheduler
+
+
+def _present(name: str) -> str:
+    *path, kind, end = name.split(".")
+    return ".".join([*path, _OLD_NAMES.get(kind, kind), end]) if path else name
 
 
 def _listed(names: list[str]) -> str:
