@@ -11,6 +11,7 @@ from rebus.train.borrowed_decoder import PRESETS, BorrowedDecoderStage
 from rebus.train.config import parse
 from rebus.train.imperfect_codes import ImperfectCodesConfig
 from rebus.train.loop import train
+from rebus.train.runtime import recompute_activations
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +26,7 @@ def pack():
 
 def config_of(name, bases, square_tokenizer, **run):
     config = PRESETS[name]()
-    short = {"batch_size": 4, "dtype": "float32", "device": "cpu", "ema": None, "validate_every": None}
+    short = {"batch_size": 4, "dtype": "float32", "device": "cpu", "ema": None, "accumulation": 1}
     return replace(
         config,
         run=replace(config.run, **short, **run),
@@ -103,6 +104,20 @@ def test_what_the_base_learned_is_in_its_matrices_afterwards(name, pack, bases, 
     args = (batch.noise, batch.timesteps, batch.ids)
     with torch.no_grad():
         torch.testing.assert_close(decoder(*args), stage.decoder(*args), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_recomputed_activations_give_the_same_gradients(name, pack, bases, square_tokenizer, tmp_path):
+    config = replace(config_of(name, bases, square_tokenizer, output=tmp_path, steps=1), lora=BaseLoraConfig(rank=2))
+    gradients = []
+    for recomputed in (False, True):
+        stage = BorrowedDecoderStage(config, pack)
+        if recomputed:
+            recompute_activations(stage.model)
+        stage.loss(stage.batch(0, 0, 1))[0].backward()
+        assert stage.decoder.base.is_gradient_checkpointing == recomputed
+        gradients.append({name: one.grad for name, one in stage.decoder.named_parameters() if one.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -172,7 +172,7 @@ class BorrowedDecoderStage:
         """Returns latents and codes of scenes."""
         images = self._pictures(scenes)
         latents = to_latents(self.vae, resized(images, self.decoder.adapter.family.size_px))
-        return latents, self.tokenizer.encode(resized(images, self._coded_size)).ids
+        return latents, self.decoder.adapter.ids(self.tokenizer.encode(resized(images, self._coded_size)))
 
     @property
     def _coded_size(self) -> tuple[int, int]:
@@ -194,32 +194,38 @@ def sd15() -> BorrowedDecoderStageConfig:
     )
 
 
-def sdxl() -> BorrowedDecoderStageConfig:
-    """Stable Diffusion XL with low-rank additions."""
-    return replace(sd15(), family=StableDiffusionXLConfig(), lora=BaseLoraConfig())
-
-
-def sd3() -> BorrowedDecoderStageConfig:
-    """Stable Diffusion 3 medium with low-rank additions."""
-    return replace(sd15(), family=StableDiffusion3Config(), lora=BaseLoraConfig())
-
-
 def sana() -> BorrowedDecoderStageConfig:
     """Sana 0.6B, frozen, its prompt replaced as in Tar."""
     return replace(sd15(), family=SanaConfig())
 
 
+def sdxl() -> BorrowedDecoderStageConfig:
+    """Stable Diffusion XL with low-rank additions."""
+    return _large(StableDiffusionXLConfig())
+
+
+def sd3() -> BorrowedDecoderStageConfig:
+    """Stable Diffusion 3 medium with low-rank additions."""
+    return _large(StableDiffusion3Config())
+
+
 def lumina2() -> BorrowedDecoderStageConfig:
     """Lumina Image 2.0 with low-rank additions."""
-    return replace(sd15(), family=Lumina2Config(), lora=BaseLoraConfig())
+    return _large(Lumina2Config())
 
 
 def flux() -> BorrowedDecoderStageConfig:
     """FLUX.1-dev with low-rank additions, its projection zero at first as in X-Omni."""
-    return replace(sd15(), family=FluxConfig(), lora=BaseLoraConfig())
+    return _large(FluxConfig())
 
 
-PRESETS = {"sd15": sd15, "sdxl": sdxl, "sd3": sd3, "sana": sana, "lumina2": lumina2, "flux": flux}
+def _large(family: DenoisingFamilyConfig) -> BorrowedDecoderStageConfig:
+    config = sd15()
+    run = replace(config.run, accumulation=8, activation_checkpointing=True)
+    return replace(config, run=run, family=family, lora=BaseLoraConfig())
+
+
+PRESETS = {"sd15": sd15, "sana": sana, "sdxl": sdxl, "sd3": sd3, "lumina2": lumina2, "flux": flux}
 
 
 def main(argv: list[str] | None = None) -> None:

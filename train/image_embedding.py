@@ -135,7 +135,7 @@ class ImageEmbeddingStage:
         return pipeline.to(self.adapter.device)
 
     def _coded(self, images: Float[Tensor, "batch 3 height width"]) -> Int[Tensor, "batch positions streams"]:
-        return self.tokenizer.encode(resized(images, self.tokenizer.config.sizes_px[0])).ids
+        return self.adapter.ids(self.tokenizer.encode(resized(images, self.tokenizer.config.sizes_px[0])))
 
     def _pictures(self, scenes: list[Scene]) -> Float[Tensor, "batch 3 height width"]:
         """Returns drawn scenes on the adapter's device, to which the frozen models follow."""

@@ -13,6 +13,9 @@ from rebus.model.borrowed_decoders.contract import Condition
 class BorrowedDecoder(nn.Module):
     """Predicts noise or velocity from noisy latents, a timestep and codes."""
 
+    supports_gradient_checkpointing = True
+    """Said as models of transformers say it."""
+
     def __init__(self, adapter: CodeAdapter, base: Any) -> None:
         super().__init__()
         self.adapter = adapter
@@ -32,6 +35,11 @@ class BorrowedDecoder(nn.Module):
             ids: codes of all positions; -1 is a missing one.
         """
         return predict(self.adapter, self.base, noisy, timesteps, self.adapter(ids))
+
+    def activation_checkpointing_enable(self, options: dict[str, bool]) -> None:
+        """Lets the base keep only the inputs of its blocks while it trains; the options are what diffusers does."""
+        assert options == {"use_reentrant": False}
+        self.base.enable_gradient_checkpointing()
 
 
 def predict(
