@@ -1,0 +1,1 @@
+"""Diffusion models that users already own, as decoders of codes."""
