@@ -21,10 +21,13 @@ from torch import Tensor, nn
 from rebus.model.code_condition import CodeEmbedding, Codes, Condition, ConditionConfig, GridConditionConfig
 from rebus.model.decoder_guidance import DecoderGuidance, guide
 from rebus.model.diffusion_transformer import ModulatedBlock, Modulation, TimeEmbedding, modulate
+from rebus.model.fitting_weights import load_fitting
 from rebus.model.flow import Solver, integrate
 from rebus.model.grid_places import bounding_grid, check_shapes, grid_of, listed, of_one_shape, resized
 from rebus.model.vae import decode_latents, downsampling
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
+from rebus.tokenizers.text_condition import TextConditionConfig
+from rebus.tokenizers.text_tokenizer import MODEL_FILE, SentencePieceTokenizer
 from rebus.tokenizers.tokens import CodeLayout, Grid, Tokens
 from rebus.tokenizers.transformer import sincos_positions
 
@@ -55,6 +58,8 @@ class DecoderConfig:
     """Attention heads."""
     condition: ConditionConfig = GridConditionConfig()
     """How the codes come in."""
+    text: TextConditionConfig | None = None
+    """A text, such as the prompt, that patches attend to beside the codes; by default none."""
 
     def __post_init__(self) -> None:
         for size in self.sizes:
@@ -64,6 +69,8 @@ class DecoderConfig:
             raise ValueError(f"latent_sizes must be distinct, got {self.latent_sizes}")
         if not self.time_shift > 0:
             raise ValueError(f"time_shift must be more than 0, got {self.time_shift}")
+        if self.text is not None and self.text.in_encoder:
+            raise ValueError("text.in_encoder must be False for a decoder, whose text no encoder reads, got True")
         if self.dim % self.num_heads or self.dim % 4:
             raise ValueError(f"dim must be a multiple of 4 and of num_heads = {self.num_heads}, got {self.dim}")
 
@@ -108,12 +115,15 @@ class DiffusionDecoder(nn.Module):
         self.to_velocity = nn.Linear(dim, patch_values)
         nn.init.zeros_(self.to_velocity.weight)
         nn.init.zeros_(self.to_velocity.bias)
+        self.text = config.text and config.text.build(dim, dim)
 
     def forward(
         self,
         noisy: Float[Tensor, "batch channels height width"],
         time: Float[Tensor, " batch"],
         ids: Int[Tensor, "batch positions streams"],
+        *,
+        text: Int[Tensor, "batch pieces"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """Returns the velocity.
 
@@ -121,11 +131,12 @@ class DiffusionDecoder(nn.Module):
             noisy: latents between data and noise, of one of the sizes of the config.
             time: float32 in [0, 1]; 1 is noise.
             ids: codes of all positions of such pictures; -1 is a missing one, and all missing is no condition at all.
+            text: pieces as ``text_ids`` makes them, if the decoder reads a text; a missing one by default.
 
         Raises:
             ValueError: if the times are not float32.
         """
-        return self.velocity(noisy, time, self.embed_codes(ids), (ids >= 0).any(dim=-1))
+        return self.velocity(noisy, time, self.embed_codes(ids), (ids >= 0).any(dim=-1), text=text)
 
     def velocity(
         self,
@@ -133,6 +144,8 @@ class DiffusionDecoder(nn.Module):
         time: Float[Tensor, " batch"],
         codes: Float[Tensor, "batch positions dim"],
         held: Bool[Tensor, "batch positions"],
+        *,
+        text: Int[Tensor, "batch pieces"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """Returns the same from the features of codes, of which some are missing."""
         patch = self.config.patch
@@ -140,7 +153,7 @@ class DiffusionDecoder(nn.Module):
         values = rearrange(noisy, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
         patches = self.embed_patches(values) + resized(self.patch_positions, self.whole_grid, patch_grid)
         seen = self.condition(patches, Codes(codes, held, grid_of(self.layout, codes.shape[1], patch_grid)), patch_grid)
-        features, time_features = seen.tokens, self.embed_time(time)
+        features, time_features = self._behind_text(seen.tokens, text), self.embed_time(time)
         if seen.vector is not None:
             time_features = time_features + seen.vector
         for block in self.blocks:
@@ -148,6 +161,26 @@ class DiffusionDecoder(nn.Module):
         shift, scale = self.modulation(time_features)
         velocity = self.to_velocity(modulate(self.norm(features[:, -values.shape[1] :]), shift, scale))
         return rearrange(velocity, "b (h w) (c p q) -> b c (h p) (w q)", h=patch_grid[0], p=patch, q=patch)
+
+    def text_ids(self, texts: Sequence[str] | None, number: int) -> Int[Tensor, "batch pieces"] | None:
+        """Returns the pieces of texts, or of missing ones; None if the decoder reads no text.
+
+        Raises:
+            ValueError: if it is given texts but reads none, or not as many as pictures.
+        """
+        if texts is not None and (self.text is None or len(texts) != number):
+            wanted = "left out: the decoder reads none" if self.text is None else f"one for each of {number} pictures"
+            raise ValueError(f"text must be {wanted}, got {len(texts)}")
+        return self.text and self.text.ids(texts or [""] * number)
+
+    def _behind_text(
+        self, tokens: Float[Tensor, "batch tokens dim"], text: Int[Tensor, "batch pieces"] | None
+    ) -> Float[Tensor, "batch more dim"]:
+        if self.text is None:
+            return tokens
+        missing = torch.full((len(tokens), self.text.config.length), self.text.pad, device=tokens.device)
+        read = self.text.to_decoder(self.text(missing if text is None else text))
+        return torch.cat([read, tokens], dim=1)
 
     def sizes_of(self, tokens: Tokens) -> tuple[Grid, ...]:
         """Returns the sizes of latents at which these pictures may be painted as one batch, the usual one first.
@@ -174,6 +207,7 @@ class DiffusionDecoder(nn.Module):
         tokens: Tokens,
         noise: Float[Tensor, "batch channels height width"],
         *,
+        text: Sequence[str] | None = None,
         steps: int = 4,
         guidance: DecoderGuidance = 1.0,
         solver: Solver = "euler",
@@ -183,30 +217,35 @@ class DiffusionDecoder(nn.Module):
         Args:
             tokens: codes of the image tokenizer that the decoder was trained with.
             noise: unit Gaussian, of one of the sizes that ``sizes_of`` returns.
+            text: of each picture, for a decoder that reads one; without it, it does its best.
             steps: evaluations of the decoder; by Heun's way almost twice as many.
-            guidance: how far to go from the velocity without codes to that with codes; 1 is plain, more is stricter.
+            guidance: how far to go from the velocity without codes, but with the text, to that with codes; 1 is plain,
+                more is stricter.
             solver: how a step is taken.
 
         Raises:
-            ValueError: if the codes are of another layout, the noise of another size, ``steps`` is less than 1, or
-                guidance is out of range.
+            ValueError: if the codes are of another layout, the noise of another size, the texts for another number of
+                pictures or for a decoder that reads none, ``steps`` is less than 1, or guidance is out of range.
         """
         size, allowed = (noise.shape[-2], noise.shape[-1]), self.sizes_of(tokens)
         if size not in allowed:
             raise ValueError(f"size of the noise must be one of {listed(allowed)}, got {size[0]} x {size[1]}")
         whole = self.layout.num_positions_of(tokens.grids[0] if tokens.grids and self.layout.kind == "grid" else None)
         ids = F.pad(tokens.ids, (0, 0, 0, whole - tokens.ids.shape[1]), value=-1)
-        both, guided = torch.cat([ids, torch.full_like(ids, -1)]), guide(guidance)
+        pieces, guided = self.text_ids(text, len(ids)), guide(guidance)
+        both = torch.cat([ids, torch.full_like(ids, -1)])
+        pieces_of_both = None if pieces is None else torch.cat([pieces, pieces])
 
         def velocity(noisy: Tensor, time: Tensor) -> Tensor:
             if guided is None:
-                return self(noisy, time, ids)
-            return guided(*self(torch.cat([noisy, noisy]), torch.cat([time, time]), both).chunk(2))
+                return self(noisy, time, ids, text=pieces)
+            noisy, time = torch.cat([noisy, noisy]), torch.cat([time, time])
+            return guided(*self(noisy, time, both, text=pieces_of_both).chunk(2))
 
         return integrate(velocity, noise, steps, shift=self.time_shift(size), solver=solver)
 
     def save(self, folder: Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` (in bfloat16) into a folder."""
+        """Writes ``config.json``, ``model.safetensors`` (in bfloat16) and the vocabulary of texts into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         values = {
             "decoder": config_to_json(self.config),
@@ -216,6 +255,8 @@ class DiffusionDecoder(nn.Module):
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         weights = {name: value.cpu().bfloat16().contiguous() for name, value in self.state_dict().items()}
         safetensors.torch.save_file(weights, folder / "model.safetensors")
+        if self.text is not None and self.text.pieces is not None:
+            (folder / MODEL_FILE).write_bytes(self.text.pieces.model_proto)
 
     @staticmethod
     def load(
@@ -239,10 +280,9 @@ class DiffusionDecoder(nn.Module):
             raise ValueError(f"{folder}: tokenizer_hash must be {trained_with}, as in training, got {tokenizer_hash}")
         config = config_from_json(DecoderConfig, values["decoder"])
         decoder = config.build(CodeLayout.from_dict(values["layout"]), values["tokenizer_hash"])
-        try:
-            decoder.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: the weights must fit config.json, got {error}") from error
+        load_fitting(decoder, folder / "model.safetensors")
+        if decoder.text is not None:
+            decoder.text.pieces = SentencePieceTokenizer.load(folder)
         return decoder.to(device).eval()
 
 
@@ -261,6 +301,7 @@ class DecoderPipeline:
         self,
         tokens: Tokens,
         *,
+        text: Sequence[str] | None = None,
         size: Grid | None = None,
         steps: int = 4,
         guidance: DecoderGuidance = 1.0,
@@ -271,6 +312,7 @@ class DecoderPipeline:
 
         Args:
             tokens: codes, or a prefix of them.
+            text: what each shows, for a decoder that reads it; without it, it does its best.
             size: height and width in pixels, one of those the decoder was trained with; the usual one by default.
             steps: evaluations of the decoder; by Heun's way almost twice as many.
             guidance: 1 is plain, more is stricter.
@@ -278,8 +320,8 @@ class DecoderPipeline:
             seed: of the noise, one for all pictures or one for each.
 
         Raises:
-            ValueError: if the codes are of another layout or of several sizes, the size is none of the decoder's, the
-                seeds are not as many, ``steps`` is less than 1, or guidance is out of range.
+            ValueError: if the codes are of another layout or of several sizes, the size is none of the decoder's, texts
+                or seeds are not as many, ``steps`` is less than 1, or guidance is out of range.
         """
         num_pictures = len(tokens.ids)
         seeds = [seed] * num_pictures if isinstance(seed, int) else list(seed)
@@ -289,7 +331,7 @@ class DecoderPipeline:
         shape = (self.decoder.config.latent_channels, *self._latent_size(tokens, size))
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(one)) for one in seeds])
         latents = self.decoder.render_latents(
-            tokens.to(device), noise.to(device), steps=steps, guidance=guidance, solver=solver
+            tokens.to(device), noise.to(device), text=text, steps=steps, guidance=guidance, solver=solver
         )
         return decode_latents(self.vae, latents)
 

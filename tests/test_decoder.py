@@ -175,11 +175,26 @@ def test_what_does_not_fit_is_refused(decoder, pipeline, tokens, noise, tmp_path
         DiffusionDecoder.load(tmp_path, tokenizer_hash="beef")
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"depth": 2', '"depth": 3'))
-    with pytest.raises(ValueError, match="the weights must fit"):
+    with pytest.raises(ValueError, match="the weights must fit config.json, got missing: blocks.2.attention"):
+        DiffusionDecoder.load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="model.safetensors must hold the weights, got no such file"):
         DiffusionDecoder.load(tmp_path)
     other = Tokens(torch.zeros(1, 5, 1, dtype=torch.int64), torch.tensor([5]), SEQUENCE)
     with pytest.raises(ValueError, match="tokens must have the decoder's layout"):
         decoder.render_latents(other, noise)
+    with pytest.raises(ValueError, match=r"length must lie in \[1, 6\], got 7"):
+        pipeline.render(tokens.prefix(7))
+    with pytest.raises(ValueError, match="ids must have at most 6 positions, got 7"):
+        pipeline.render(Tokens(tokens.ids[:, [0, *range(6)]], tokens.lengths + 1, tokens.layout))
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        pipeline.render(tokens, steps=0)
+    with pytest.raises(ValueError, match="size must be one of 32 x 48 px, got 64 x 64"):
+        pipeline.render(tokens, size=(64, 64))
+    with pytest.raises(ValueError, match="guidance must be at least 0 and finite, got -1.0"):
+        pipeline.render(tokens, guidance=-1.0)
+    with pytest.raises(ValueError, match="text must be left out: the decoder reads none, got 3"):
+        pipeline.render(tokens, text=["a cat"] * 3)
     with pytest.raises(ValueError, match="seed must be one or 3, got 2"):
         pipeline.render(tokens, seed=[1, 2])
     with pytest.raises(ValueError, match="latent_channels of the auto-encoder must be 3, got 4"):

@@ -13,6 +13,7 @@ from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
 from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
+from rebus.tokenizers.text_condition import TextConditionConfig
 from rebus.train.decoder import PRESETS, DecoderStage, mini
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
 from rebus.train.loop import train
@@ -106,6 +107,18 @@ def test_it_paints_larger_than_the_tokenizer_sees(pack, frozen, monkeypatch):
     monkeypatch.setattr(stage.decoder, "time_shift", lambda size: 1.0)
     time = stage.batch(1, 0, 1).time
     torch.testing.assert_close(larger.time, 2 * time / (1 + time))
+
+
+def test_a_decoder_that_reads_text_is_told_what_the_pictures_show(pack, frozen):
+    text = TextConditionConfig(num_pieces=421, length=24, dim=16, depth=1, num_heads=2, in_encoder=False, drop_rate=0.5)
+    config = config_of("tiny", frozen)
+    config = replace(config, decoder=replace(config.decoder, text=text), num_texts=400)
+    stage = DecoderStage(config, pack)
+    batch, second = stage.batch(3, 0, 1), stage.batch(3, 1, 2)
+    assert batch.text.shape == (8, 24) and torch.equal(second.text, batch.text.reshape(4, 2, 24)[1::2].flatten(0, 1))
+    assert 0 < (batch.text == stage.decoder.text.pad).all(dim=1).sum() < 8
+    stage.loss(batch)[0].backward()
+    assert stage.validate()["velocity_mse"] > 0
 
 
 @pytest.mark.parametrize(("size", "got"), [((24, 24), "192 x 192"), ((16, 32), "128 x 256")])

@@ -20,6 +20,7 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_batches import pictures_of, scene_rows
 from rebus.data.scene_sampler import SceneSampler
+from rebus.data.scene_text import caption
 from rebus.data.scenes import SCENE_SIZE_PX, Scene
 from rebus.model.code_condition import GridConditionConfig
 from rebus.model.decoder import DecoderConfig, DecoderPipeline
@@ -29,6 +30,7 @@ from rebus.model.vae import decode_latents, downsampling, encode_latents, load_v
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.tokens import Grid
 from rebus.train.config import OptimConfig, RunConfig, parse
+from rebus.train.decoder_text import learn_pieces, told_pieces
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
 from rebus.train.loop import launch
 from rebus.train.runtime import autocast
@@ -62,6 +64,8 @@ class DecoderStageConfig:
     """Spread of the times' logits."""
     num_start_pictures: int = 2048
     """Scenes over which the mean latents of each code are taken, from which its embedding starts."""
+    num_texts: int = 20_000
+    """Captions from which the vocabulary of a decoder that reads a text is learned."""
     num_validation: int = 64
     """Held-out scenes looked at by a validation."""
 
@@ -73,12 +77,13 @@ class DecoderStageConfig:
 
 @dataclass(frozen=True, eq=False)
 class DecoderBatch:
-    """Latents, the noise and time that spoil them, and codes."""
+    """Latents, the noise and time that spoil them, codes, and a text if the decoder reads one."""
 
     latents: Float[Tensor, "batch channels height width"]
     noise: Float[Tensor, "batch channels height width"]
     time: Float[Tensor, " batch"]
     ids: Int[Tensor, "batch positions streams"]
+    text: Int[Tensor, "batch pieces"] | None = None
 
 
 class DecoderStage:
@@ -96,6 +101,8 @@ class DecoderStage:
         self.parts = {"image_tokenizer": self.tokenizer.hash, "vae": vae_hash}
         torch.manual_seed(config.run.seed)
         self.decoder = config.decoder.build(self.tokenizer.layout, self.tokenizer.hash)
+        if self.decoder.text is not None:
+            learn_pieces(self.decoder.text, self.train_scenes, config.num_texts)
         self.model: nn.Module = self.decoder
         self.pipeline = DecoderPipeline(self.decoder, self.vae)
         if isinstance(config.decoder.condition, GridConditionConfig):
@@ -116,37 +123,41 @@ class DecoderStage:
         noise = [torch.randn(latents.shape[1:], generator=generator) for generator in generators]
         mean, std = config.time_mean, config.time_std
         times = [logit_normal_times(1, mean=mean, std=std, generator=generator) for generator in generators]
+        told = [scene for scene in scenes for _ in range(copies)]
+        seeds = [f"{seed}/{step}/{row}/{copy}/text" for row, copy in rows]
         quantizer, ids = self.tokenizer.quantizer, ids.repeat_interleave(copies, dim=0)
         return DecoderBatch(
             latents.repeat_interleave(copies, dim=0),
             torch.stack(noise).to(latents.device),
             shifted(torch.cat(times), self.decoder.time_shift(size)).to(latents.device),
             torch.stack([spoilt(row, quantizer, config.codes, rng) for row, rng in zip(ids, rngs, strict=True)]),
+            self.decoder.text and told_pieces(self.decoder.text, told, self.train_scenes, seeds),
         )
 
     def loss(self, batch: DecoderBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean squared error of the velocity."""
         noisy = interpolate(batch.latents, batch.noise, batch.time)
-        velocity = self.decoder(noisy, batch.time, batch.ids).float()
+        velocity = self.decoder(noisy, batch.time, batch.ids, text=batch.text).float()
         return F.mse_loss(velocity, velocity_target(batch.latents, batch.noise)), {}
 
     def validate(self) -> dict[str, float]:
         """Returns the velocity's error on held-out scenes, and how close those painted in 4 steps come to the true."""
-        shown, images = self._held_out(self.config.num_validation)
+        shown, images, texts = self._held_out(self.config.num_validation)
         latents, tokens = encode_latents(self.vae, images), self.tokenizer.encode(shown)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         # Evenly spread times have less luck in them than drawn ones.
         time = (torch.arange(len(latents), device=latents.device) + 0.5) / len(latents)
-        loss, _ = self.loss(DecoderBatch(latents, noise, time, tokens.ids))
-        psnr = peak_signal_noise_ratio(self.pipeline.render(tokens, steps=4), images, data_range=1.0, dim=(1, 2, 3))
+        loss, _ = self.loss(DecoderBatch(latents, noise, time, tokens.ids, self.decoder.text_ids(texts, len(images))))
+        painted = self.pipeline.render(tokens, text=texts, steps=4)
+        psnr = peak_signal_noise_ratio(painted, images, data_range=1.0, dim=(1, 2, 3))
         return {"velocity_mse": loss.item(), "psnr_db": psnr.item()}
 
     def samples(self, folder: Path) -> None:
         """Writes a sheet of held-out scenes: true, rebuilt by the auto-encoder, painted in 1, 4 and 25 steps."""
-        shown, images = self._held_out(8)
+        shown, images, texts = self._held_out(8)
         tokens = self.tokenizer.encode(shown)
-        painted = [self.pipeline.render(tokens, steps=steps) for steps in SHOWN_STEPS]
+        painted = [self.pipeline.render(tokens, text=texts, steps=steps) for steps in SHOWN_STEPS]
         rows = torch.stack([images, decode_latents(self.vae, encode_latents(self.vae, images)), *painted])
         sheet = (rearrange(rows, "row b c h w -> (row h) (b w) c") * 255).round().byte()
         Image.fromarray(sheet.cpu().numpy()).save(folder / "painted.png")
@@ -176,9 +187,11 @@ class DecoderStage:
         sums = torch.zeros(size, patches.shape[1]).index_add_(0, ids, patches)
         return torch.where(counts > 0, sums / counts.clamp_min(1), patches.mean(dim=0))
 
-    def _held_out(self, number: int) -> tuple[Tensor, Tensor]:
-        """Returns scenes as the tokenizer sees them, and as large as they are usually painted."""
-        return self._pictures(scene_rows(self.held_out_scenes, number, seed=0, step=0), self.config.decoder.sizes[0])
+    def _held_out(self, number: int) -> tuple[Tensor, Tensor, list[str] | None]:
+        """Returns scenes as the tokenizer sees them, as large as they are usually painted, and captions if read."""
+        scenes = scene_rows(self.held_out_scenes, number, seed=0, step=0)
+        texts = [caption(scene, random.Random(f"held out/{row}"), self.pack) for row, scene in enumerate(scenes)]
+        return *self._pictures(scenes, self.config.decoder.sizes[0]), texts if self.decoder.text else None
 
     def _pictures(self, scenes: list[Scene], size: Grid) -> tuple[Tensor, Tensor]:
         """Returns scenes as the tokenizer sees them, and as large as pictures of so many latents.
