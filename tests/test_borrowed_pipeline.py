@@ -169,6 +169,7 @@ def test_it_opens_in_half_precision_with_a_whole_auto_encoder(pipeline, tokens, 
     assert 0 < (half(tokens, **options).images - pipeline(tokens, **options).images).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_parts_wait_in_the_hosts_memory_if_asked(pipeline, tmp_path, monkeypatch, capsys):
     pipeline.save_pretrained(tmp_path)
     asked = []

@@ -157,8 +157,8 @@ def _scheduler(folder: Path) -> SchedulerMixin:
 
 
 def _present(name: str) -> str:
-    *path, kind, end = name.split(".")
-    return ".".join([*path, _OLD_NAMES.get(kind, kind), end]) if path else name
+    parts = name.split(".")
+    return ".".join([*parts[:-2], *(_OLD_NAMES.get(part, part) for part in parts[-2:])])
 
 
 def _listed(names: list[str]) -> str:
