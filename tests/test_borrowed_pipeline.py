@@ -201,6 +201,17 @@ def test_codes_that_do_not_fit_are_refused(pipeline, tokenizer, tokens, tmp_path
         open_pipeline(tmp_path / "base")
 
 
+def test_a_saved_pipeline_whose_weights_do_not_fit_is_refused(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    for part, name in (("adapter", "head.to_sequence.bias"), ("base", "conv_in.bias")):
+        weights = tmp_path / part / "diffusion_pytorch_model.safetensors"
+        state = safetensors.torch.load_file(weights)
+        safetensors.torch.save_file({key: value for key, value in state.items() if key != name}, weights)
+        with pytest.raises(ValueError, match=f"{part}: weights must fit config.json, got 1 missing .{name}"):
+            open_pipeline(tmp_path)
+        safetensors.torch.save_file(state, weights)
+
+
 def changed(bases, tmp_path, change, part="unet"):
     """A copy of a base whose weights are changed."""
     folder = tmp_path / "base"
