@@ -169,6 +169,7 @@ def test_it_opens_in_half_precision_with_a_whole_auto_encoder(pipeline, tokens, 
     assert 0 < (half(tokens, **options).images - pipeline(tokens, **options).images).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_parts_wait_in_the_hosts_memory_if_asked(pipeline, tmp_path, monkeypatch, capsys):
     pipeline.save_pretrained(tmp_path)
     asked = []
@@ -198,6 +199,17 @@ def test_codes_that_do_not_fit_are_refused(pipeline, tokenizer, tokens, tmp_path
         open_pipeline(tmp_path, tokenizer_hash="beef")
     with pytest.raises(ValueError, match="must be a part of a pipeline"):
         open_pipeline(tmp_path / "base")
+
+
+def test_a_saved_pipeline_whose_weights_do_not_fit_is_refused(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    for part, name in (("adapter", "head.to_sequence.bias"), ("base", "conv_in.bias")):
+        weights = tmp_path / part / "diffusion_pytorch_model.safetensors"
+        state = safetensors.torch.load_file(weights)
+        safetensors.torch.save_file({key: value for key, value in state.items() if key != name}, weights)
+        with pytest.raises(ValueError, match=f"{part}: weights must fit config.json, got 1 missing .{name}"):
+            open_pipeline(tmp_path)
+        safetensors.torch.save_file(state, weights)
 
 
 def changed(bases, tmp_path, change, part="unet"):

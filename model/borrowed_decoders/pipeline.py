@@ -22,7 +22,15 @@ from rebus.model.borrowed_decoders.adapter import CodeAdapter
 from rebus.model.borrowed_decoders.borrowed_decoder import predict_guided
 from rebus.model.borrowed_decoders.latents import latent_shape, to_pictures
 from rebus.model.borrowed_decoders.noising import generator_option, set_timesteps
-from rebus.model.borrowed_decoders.weights import memory_report, read_config, weight_bytes
+from rebus.model.borrowed_decoders.weights import (
+    AUTO_ENCODERS,
+    check_part,
+    check_weights,
+    memory_report,
+    plain_values,
+    read_config,
+    weight_bytes,
+)
 from rebus.tokenizers.tokens import Tokens
 
 
@@ -85,7 +93,7 @@ class BorrowedDecoderPipeline(DiffusionPipeline):
     def _paint(self, ids: Tensor, noise: Tensor, steps: int, guidance: float, generator: Any) -> Tensor:
         family, scheduler = self.adapter.family, self.scheduler
         conditions = self.adapter(ids), self.adapter(torch.full_like(ids, -1))
-        num_patches = noise.shape[-2] * noise.shape[-1] // 4
+        num_patches = noise.shape[-2] * noise.shape[-1] // 4  # of 2 x 2, wherever the noise depends on it
         set_timesteps(scheduler, steps, even_noise=family.even_noise, num_patches=num_patches, device=noise.device)
         latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # a flow starts from the noise as it is
         options = generator_option(scheduler, generator)
@@ -123,14 +131,19 @@ def open_pipeline(
         tokenizer_hash: that of the image tokenizer whose codes it shall paint; not looked at by default.
 
     Raises:
-        ValueError: if there is no such pipeline, it is of another tokenizer, or there is nothing to offload from.
+        ValueError: if there is no such pipeline, its weights do not fit, it is of another tokenizer, or there is
+            nothing to offload from.
     """
-    adapter = read_config(folder / "adapter")
-    if tokenizer_hash not in (None, adapter.get("tokenizer_hash")):
-        wanted = f"{adapter.get('tokenizer_hash')}, as in training"
+    config = read_config(folder / "adapter")
+    if tokenizer_hash not in (None, config.get("tokenizer_hash")):
+        wanted = f"{config.get('tokenizer_hash')}, as in training"
         raise ValueError(f"{folder}: tokenizer_hash must be {wanted}, got {tokenizer_hash}")
     if offload and torch.device(device).type == "cpu":
         raise ValueError(f"device must be an accelerator where weights wait in the host's memory, got {device}")
+    adapter: Any = CodeAdapter.from_config(plain_values(config))
+    check_weights(folder / "adapter", adapter)
+    check_part(folder / "base", (read_config(folder / "base")["_class_name"],))
+    check_part(folder / "vae", AUTO_ENCODERS)
     dtypes = {"adapter": dtype, "base": dtype, "vae": torch.float32}
     print(memory_report({part: weight_bytes(folder / part, one) for part, one in dtypes.items()}, offload=offload))
     pipeline = BorrowedDecoderPipeline.from_pretrained(

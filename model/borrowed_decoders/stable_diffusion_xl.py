@@ -2,7 +2,7 @@
 
 Sources: Podell et al., "SDXL", https://arxiv.org/abs/2307.01952, sec. 2.1 and 2.2 (sizes as conditions); Huang et al.,
 "ILLUME+", https://arxiv.org/abs/2504.01934 (SDXL as the decoder of codes).
-Differs: ILLUME+ trains the whole UNet and has its codes on the latents; here they stand for the text, as in LaVIT.
+Differs: codes stand for the text, as in LaVIT, and the UNet is frozen but for low-rank additions.
 """
 
 from dataclasses import dataclass, field

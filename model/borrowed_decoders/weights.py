@@ -15,6 +15,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import safe_open
+from torch import nn
 
 from rebus.model.borrowed_decoders.choice import FamilyConfig
 
@@ -58,9 +59,8 @@ def load_base(folder: Path, family: FamilyConfig, dtype: torch.dtype = torch.flo
     check_part(vae, AUTO_ENCODERS)
     scheduler = _scheduler(folder / "scheduler")
     print(memory_report({family.part: weight_bytes(part, dtype), "vae": weight_bytes(vae, torch.float32)}))
-    architecture = {name: value for name, value in read_config(part).items() if not name.startswith("_")}
     return Base(
-        replace(family, architecture=architecture),
+        replace(family, architecture=plain_values(read_config(part))),
         _model(part, family.base_class(), dtype),
         _model(vae, getattr(diffusers, read_config(vae)["_class_name"]), torch.float32),
         scheduler,
@@ -71,23 +71,41 @@ def check_part(folder: Path, classes: tuple[str, ...]) -> None:
     """Refuses a model whose weights are not those of its config.
 
     Raises:
-        ValueError: if it is of another class, or has missing, unexpected or misshapen weights, all of which it names.
+        ValueError: if it is of another class, or has other weights.
     """
     config = read_config(folder)
     if config.get("_class_name") not in classes:
         raise ValueError(f"{folder} must hold a {' or '.join(classes)}, got a {config.get('_class_name')}")
-    values = {name: value for name, value in config.items() if not name.startswith("_")}
     with torch.device("meta"):
-        model = getattr(diffusers, config["_class_name"]).from_config(values)
+        model = getattr(diffusers, config["_class_name"]).from_config(plain_values(config))
+    check_weights(folder, model)
+
+
+def check_weights(folder: Path, model: nn.Module) -> None:
+    """Refuses weights that are not those of a model, which may lie on the meta device.
+
+    Raises:
+        ValueError: if there are missing, unexpected or misshapen ones, all of which it names.
+    """
     wanted: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     got = weight_shapes(folder)
-    missing, unexpected = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
-    other = [f"{name} {got[name]} for {wanted[name]}" for name in sorted(wanted.keys() & got.keys())
-             if got[name] != wanted[name]]  # fmt: skip
-    if missing or unexpected or other:
-        told = {"missing": missing, "unexpected": unexpected, "of another shape": other}
+    told = {
+        "missing": sorted(wanted.keys() - got.keys()),
+        "unexpected": sorted(got.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {got[name]} for {wanted[name]}"
+            for name in sorted(wanted.keys() & got.keys())
+            if got[name] != wanted[name]
+        ],
+    }
+    if any(told.values()):
         parts = [f"{len(names)} {what} ({_listed(names)})" for what, names in told.items() if names]
         raise ValueError(f"{folder}: weights must fit config.json, got {', '.join(parts)}")
+
+
+def plain_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a ``config.json`` says of the model, without what it says of itself."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -157,8 +175,8 @@ def _scheduler(folder: Path) -> SchedulerMixin:
 
 
 def _present(name: str) -> str:
-    *path, kind, end = name.split(".")
-    return ".".join([*path, _OLD_NAMES.get(kind, kind), end]) if path else name
+    parts = name.split(".")
+    return ".".join([*parts[:-2], *(_OLD_NAMES.get(part, part) for part in parts[-2:])])
 
 
 def _listed(names: list[str]) -> str:
