@@ -14,6 +14,7 @@ from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.train.decoder import PRESETS, DecoderStage, mini
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
+from rebus.train.latent_cache import LatentCacheConfig
 from rebus.train.loop import train
 
 
@@ -86,6 +87,22 @@ def test_ranks_share_the_batch_of_one_process(pack, frozen):
         torch.testing.assert_close(part.latents, whole.latents[rows], atol=1e-5, rtol=1e-5)
     assert torch.equal(whole.latents[0], whole.latents[1]) and not torch.equal(whole.noise[0], whole.noise[1])
     assert not torch.equal(whole.latents, stage.batch(4, 0, 1).latents)
+
+
+def test_cached_scenes_come_with_fresh_noise_and_spoilt_codes(pack, frozen, tmp_path):
+    cache = LatentCacheConfig(file=tmp_path / "latents.safetensors", num_scenes=2)
+    codes = ImperfectCodesConfig(dropped=0.0, cut=0.0, perturbed=1.0, most_wrong=1.0)
+    stage = DecoderStage(replace(config_of("tiny", frozen), cache=cache, codes=codes), pack)
+    batch, later = stage.batch(0, 0, 1), stage.batch(1, 0, 1)
+    assert stage.cache is not None
+    latents, ids = stage.cache.rows([0, 1])
+    for row in (*batch.latents, *later.latents):
+        assert torch.equal(row, latents[0]) or torch.equal(row, latents[1])
+    assert len(torch.cat([batch.noise, later.noise]).unique(dim=0)) == 16
+    assert len(torch.cat([batch.ids, later.ids, ids]).unique(dim=0)) > 12
+    assert torch.isfinite(stage.loss(batch)[0])
+    part = stage.batch(1, 1, 2)
+    assert torch.equal(part.latents, later.latents.view(4, 2, *later.latents.shape[1:])[1::2].flatten(0, 1))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -29,6 +29,7 @@ from rebus.model.vae import decode_latents, encode_latents, load_vae
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.train.config import OptimConfig, RunConfig, parse
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
+from rebus.train.latent_cache import Encoded, LatentCacheConfig, open_cache
 from rebus.train.loop import launch
 from rebus.train.runtime import autocast
 
@@ -59,6 +60,8 @@ class DecoderStageConfig:
     """Mean of the times' logits: above 0, since few steps depend most on the noisy end."""
     time_std: float = 1.0
     """Spread of the times' logits."""
+    cache: LatentCacheConfig | None = None
+    """Where the latents and codes of so many scenes are kept; by default each step draws and encodes new scenes."""
     num_start_pictures: int = 2048
     """Scenes over which the mean latents of each code are taken, from which its embedding starts."""
     num_validation: int = 64
@@ -95,6 +98,8 @@ class DecoderStage:
         self.decoder = config.decoder.build(self.tokenizer.layout, self.tokenizer.hash)
         self.model: nn.Module = self.decoder
         self.pipeline = DecoderPipeline(self.decoder, self.vae)
+        made = (self.train_scenes, self.vae, vae_hash, self.tokenizer)
+        self.cache = None if config.cache is None else open_cache(config.cache, *made)
         if isinstance(config.decoder.condition, GridConditionConfig):
             self.decoder.embed_codes.place(self._mean_latents(config.num_start_pictures))
 
@@ -102,11 +107,7 @@ class DecoderStage:
         """Returns this rank's rows of the step's batch, each a pure function of its number."""
         config, seed, copies = self.config, self.config.run.seed, self.config.noises_per_picture
         num_pictures = config.run.batch_size // copies
-        scenes = scene_rows(self.train_scenes, num_pictures, seed=seed, step=step, rank=rank, world=world)
-        images = self._pictures(scenes)
-        with autocast(config.run, images.device):
-            latents = encode_latents(self.vae, images).float()
-        ids = self.tokenizer.encode(images).ids
+        latents, ids = self._encoded(num_pictures, step, rank, world)
         rows = [(row, copy) for row in range(num_pictures)[rank::world] for copy in range(copies)]
         rngs = [random.Random(f"{seed}/{step}/{row}/{copy}/noise") for row, copy in rows]
         generators = [torch.Generator().manual_seed(rng.getrandbits(63)) for rng in rngs]
@@ -165,6 +166,18 @@ class DecoderStage:
         counts = torch.bincount(ids, minlength=size)[:, None]
         sums = torch.zeros(size, patches.shape[1]).index_add_(0, ids, patches)
         return torch.where(counts > 0, sums / counts.clamp_min(1), patches.mean(dim=0))
+
+    def _encoded(self, num_pictures: int, step: int, rank: int, world: int) -> Encoded:
+        """Returns this rank's latents and codes of so many scenes of a step, from the cache or fresh."""
+        place = {"seed": self.config.run.seed, "step": step, "rank": rank, "world": world}
+        if self.cache is not None:
+            device = next(self.decoder.parameters()).device
+            self.tokenizer.to(device)  # whose quantizer makes codes wrong
+            return Encoded(*(part.to(device) for part in self.cache.batch(num_pictures, **place)))
+        images = self._pictures(scene_rows(self.train_scenes, num_pictures, **place))
+        with autocast(self.config.run, images.device):
+            latents = encode_latents(self.vae, images).float()
+        return Encoded(latents, self.tokenizer.encode(images).ids)
 
     def _held_out(self, number: int) -> Float[Tensor, "batch 3 height width"]:
         return self._pictures(scene_rows(self.held_out_scenes, number, seed=0, step=0))
