@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rebus.model.code_condition import CodeEmbedding, GridConditionConfig, SequenceConditionConfig
-from rebus.model.diffusion_transformer import ModulatedBlock, Modulation, TimeEmbedding, modulate
+from rebus.model.diffusion_transformer import ModulatedBlock, Modulation, SpanEmbedding, TimeEmbedding, modulate
 from rebus.model.flow import integrate
 from rebus.model.vae import decode_latents
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
@@ -47,6 +47,9 @@ class DecoderConfig:
     """Attention heads."""
     condition: GridConditionConfig | SequenceConditionConfig = GridConditionConfig()
     """How the codes come in."""
+    flow_map: bool = False
+    """Whether it is told how far a step goes, and gives the mean velocity on the way: so few steps lead where many do
+    (``train/distill_decoder.py``)."""
 
     def __post_init__(self) -> None:
         if any(side % self.patch for side in self.latent_size):
@@ -85,12 +88,14 @@ class DiffusionDecoder(nn.Module):
         self.to_velocity = nn.Linear(dim, patch_values)
         nn.init.zeros_(self.to_velocity.weight)
         nn.init.zeros_(self.to_velocity.bias)
+        self.embed_span = SpanEmbedding(dim) if config.flow_map else None
 
     def forward(
         self,
         noisy: Float[Tensor, "batch channels height width"],
         time: Float[Tensor, " batch"],
         ids: Int[Tensor, "batch positions streams"],
+        span: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """Returns the velocity.
 
@@ -98,6 +103,7 @@ class DiffusionDecoder(nn.Module):
             noisy: latents between data and noise.
             time: float32 in [0, 1]; 1 is noise.
             ids: codes of all positions; -1 is a missing one, and all missing is no condition at all.
+            span: time over which a flow map gives the mean velocity, from ``time`` down; none by default.
 
         Raises:
             ValueError: if the times are not float32.
@@ -107,6 +113,8 @@ class DiffusionDecoder(nn.Module):
         patches = self.embed_patches(values) + self.patch_positions
         features = self.condition(patches, self.embed_codes(ids))
         time_features = self.embed_time(time)
+        if self.embed_span is not None:
+            time_features = time_features + self.embed_span(torch.zeros_like(time) if span is None else span)
         for block in self.blocks:
             features = block(features, time_features)
         shift, scale = self.modulation(time_features)
@@ -139,9 +147,11 @@ class DiffusionDecoder(nn.Module):
         both = torch.cat([ids, torch.full_like(ids, -1)])
 
         def velocity(noisy: Tensor, time: Tensor) -> Tensor:
+            span = torch.full_like(time, 1 / steps)
             if guidance == 1:
-                return self(noisy, time, ids)
-            with_codes, without = self(torch.cat([noisy, noisy]), torch.cat([time, time]), both).chunk(2)
+                return self(noisy, time, ids, span)
+            noisy, time, span = (torch.cat([each, each]) for each in (noisy, time, span))
+            with_codes, without = self(noisy, time, both, span).chunk(2)
             return without + guidance * (with_codes - without)
 
         return integrate(velocity, noise, steps)
