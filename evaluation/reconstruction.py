@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
@@ -26,7 +25,8 @@ from rebus.data.scene_batches import pictures_of
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene
 from rebus.evaluation.intervals import Score, wilson
-from rebus.evaluation.perceptual import FeatureNetwork, efficientnet_lite0, perceptual_distance
+from rebus.evaluation.likeness import likeness
+from rebus.evaluation.perceptual import FeatureNetwork, efficientnet_lite0
 from rebus.model.command_line import CommandParser
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.tokens import Tokens
@@ -69,27 +69,13 @@ def reconstruction(
     rebuilt = torch.cat([tokenizer.decode(part) for part in tokens])
     decoded = time.perf_counter()
     return {
-        **_likeness(rebuilt, images / 255, network),
+        **likeness(rebuilt, images / 255, network),
         "encoded_per_second": limit / (encoded - began),
         "decoded_per_second": limit / (decoded - encoded),
         "num_positions": torch.cat([part.lengths for part in tokens]).double().mean().item(),
         **_code_use(Tokens.cat(tokens)),
         **_probes(tokenizer, SceneSampler(pack, concepts, "train"), limit),
     }
-
-
-def _likeness(rebuilt: Tensor, images: Tensor, network: FeatureNetwork | None) -> dict[str, float]:
-    similarity = structural_similarity_index_measure(rebuilt, images, data_range=1.0)
-    assert isinstance(similarity, Tensor)
-    figures = {
-        "psnr_db": peak_signal_noise_ratio(rebuilt, images, data_range=1.0, dim=(1, 2, 3)).item(),
-        "ssim": similarity.item(),
-    }
-    if network is None:
-        return figures
-    parts = zip(rebuilt.split(_BATCH_SIZE), images.split(_BATCH_SIZE), strict=True)
-    distances = torch.cat([perceptual_distance(*part, network) for part in parts])
-    return {**figures, "perceptual": distances.mean().item()}
 
 
 def linear_probe(

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from rebus.model.code_condition import CodeEmbedding, Codes, Condition, ConditionConfig, GridConditionConfig
 from rebus.model.decoder_guidance import DecoderGuidance, guide
-from rebus.model.diffusion_transformer import ModulatedBlock, Modulation, TimeEmbedding, modulate
+from rebus.model.diffusion_transformer import ModulatedBlock, Modulation, SpanEmbedding, TimeEmbedding, modulate
 from rebus.model.fitting_weights import load_fitting
-from rebus.model.flow import Solver, integrate
+from rebus.model.flow import Solver, integrate, leap
 from rebus.model.grid_places import bounding_grid, check_shapes, grid_of, listed, of_one_shape, resized
 from rebus.model.vae import decode_latents, downsampling
 from rebus.tokenizers.saved_config import config_from_json, config_to_json
@@ -60,6 +60,9 @@ class DecoderConfig:
     """How the codes come in."""
     text: TextConditionConfig | None = None
     """A text, such as the prompt, that patches attend to beside the codes; by default none."""
+    flow_map: bool = False
+    """Whether it is told how far a step goes, and gives the mean velocity on the way: so few steps lead where many do
+    (``train/distill_decoder.py``)."""
 
     def __post_init__(self) -> None:
         for size in self.sizes:
@@ -116,12 +119,14 @@ class DiffusionDecoder(nn.Module):
         nn.init.zeros_(self.to_velocity.weight)
         nn.init.zeros_(self.to_velocity.bias)
         self.text = config.text and config.text.build(dim, dim)
+        self.embed_span = SpanEmbedding(dim) if config.flow_map else None
 
     def forward(
         self,
         noisy: Float[Tensor, "batch channels height width"],
         time: Float[Tensor, " batch"],
         ids: Int[Tensor, "batch positions streams"],
+        span: Float[Tensor, " batch"] | None = None,
         *,
         text: Int[Tensor, "batch pieces"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
@@ -131,12 +136,13 @@ class DiffusionDecoder(nn.Module):
             noisy: latents between data and noise, of one of the sizes of the config.
             time: float32 in [0, 1]; 1 is noise.
             ids: codes of all positions of such pictures; -1 is a missing one, and all missing is no condition at all.
+            span: time over which a flow map gives the mean velocity, from ``time`` down; none by default.
             text: pieces as ``text_ids`` makes them, if the decoder reads a text; a missing one by default.
 
         Raises:
             ValueError: if the times are not float32.
         """
-        return self.velocity(noisy, time, self.embed_codes(ids), (ids >= 0).any(dim=-1), text=text)
+        return self.velocity(noisy, time, self.embed_codes(ids), (ids >= 0).any(dim=-1), span, text=text)
 
     def velocity(
         self,
@@ -144,6 +150,7 @@ class DiffusionDecoder(nn.Module):
         time: Float[Tensor, " batch"],
         codes: Float[Tensor, "batch positions dim"],
         held: Bool[Tensor, "batch positions"],
+        span: Float[Tensor, " batch"] | None = None,
         *,
         text: Int[Tensor, "batch pieces"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
@@ -156,6 +163,8 @@ class DiffusionDecoder(nn.Module):
         features, time_features = self._behind_text(seen.tokens, text), self.embed_time(time)
         if seen.vector is not None:
             time_features = time_features + seen.vector
+        if self.embed_span is not None:
+            time_features = time_features + self.embed_span(torch.zeros_like(time) if span is None else span)
         for block in self.blocks:
             features = block(features, time_features, seen.context)
         shift, scale = self.modulation(time_features)
@@ -236,13 +245,19 @@ class DiffusionDecoder(nn.Module):
         both = torch.cat([ids, torch.full_like(ids, -1)])
         pieces_of_both = None if pieces is None else torch.cat([pieces, pieces])
 
-        def velocity(noisy: Tensor, time: Tensor) -> Tensor:
+        def velocity(noisy: Tensor, time: Tensor, span: Tensor | None = None) -> Tensor:
             if guided is None:
-                return self(noisy, time, ids, text=pieces)
+                return self(noisy, time, ids, span, text=pieces)
             noisy, time = torch.cat([noisy, noisy]), torch.cat([time, time])
-            return guided(*self(noisy, time, both, text=pieces_of_both).chunk(2))
+            span = None if span is None else torch.cat([span, span])
+            return guided(*self(noisy, time, both, span, text=pieces_of_both).chunk(2))
 
-        return integrate(velocity, noise, steps, shift=self.time_shift(size), solver=solver)
+        shift = self.time_shift(size)
+        if self.config.flow_map:
+            if solver != "euler":
+                raise ValueError(f"solver must be euler for a flow map, whose steps are exact, got {solver}")
+            return leap(velocity, noise, steps, shift=shift)
+        return integrate(velocity, noise, steps, shift=shift, solver=solver)
 
     def save(self, folder: Path) -> None:
         """Writes ``config.json``, ``model.safetensors`` (in bfloat16) and the vocabulary of texts into a folder."""

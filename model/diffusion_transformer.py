@@ -39,6 +39,26 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
+class SpanEmbedding(nn.Module):
+    """Turns the lengths of steps into features, all zero at first: a flow map starts as the decoder it is made from.
+
+    Source: Frans et al., "One Step Diffusion via Shortcut Models", https://arxiv.org/abs/2410.12557, sec. 3 (a model
+    that is told the length of its step).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.embed = TimeEmbedding(dim)
+        last = self.embed.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, span: Float[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+        """Returns the features of float32 lengths in [0, 1]."""
+        return self.embed(span)
+
+
 class Modulation(nn.Module):
     """Shifts, scales and gates from the time's features; all zero at first, so that a fresh block does nothing."""
 

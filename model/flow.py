@@ -15,6 +15,10 @@ from torch import Tensor
 
 Velocity = Callable[[Float[Tensor, "batch ..."], Float[Tensor, " batch"]], Float[Tensor, "batch ..."]]
 """A model: noisy data and their times in [0, 1] to the velocity there."""
+MeanVelocity = Callable[
+    [Float[Tensor, "batch ..."], Float[Tensor, " batch"], Float[Tensor, " batch"]], Float[Tensor, "batch ..."]
+]
+"""A flow map: noisy data, their times, and how far to go from there towards 0, to the mean velocity on the way."""
 Solver = Literal["euler", "heun"]
 """``"euler"``: one velocity a step. ``"heun"``: the mean of those at both ends of a step, but for the last."""
 
@@ -67,10 +71,7 @@ def integrate(
     Raises:
         ValueError: if ``steps`` is less than 1.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    times = shifted(torch.linspace(1, 0, steps + 1, device=noise.device), shift)
-    state = noise
+    times, state = step_ends(steps, shift).to(noise.device), noise
     for time, following in pairwise(times):
         here = velocity(state, time.expand(len(state)))
         ahead = state + (following - time) * here
@@ -79,3 +80,30 @@ def integrate(
             ahead = state + (following - time) * (here + there) / 2
         state = ahead
     return state
+
+
+@torch.no_grad()
+def leap(
+    mean_velocity: MeanVelocity, noise: Float[Tensor, "batch ..."], steps: int, *, shift: float = 1.0
+) -> Float[Tensor, "batch ..."]:
+    """Returns the data that a flow map leads to from noise; see `integrate`.
+
+    Raises:
+        ValueError: if ``steps`` is less than 1.
+    """
+    state = noise
+    for time, following in pairwise(step_ends(steps, shift).to(noise.device)):
+        span = (time - following).expand(len(state))
+        state = state + (following - time) * mean_velocity(state, time.expand(len(state)), span)
+    return state
+
+
+def step_ends(steps: int, shift: float) -> Float[Tensor, " ends"]:
+    """Returns the times between steps, from 1 to 0.
+
+    Raises:
+        ValueError: if ``steps`` is less than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return shifted(torch.linspace(1, 0, steps + 1), shift)

@@ -1,5 +1,9 @@
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers import FlowMapEulerDiscreteScheduler
 
 from rebus.model.code_condition import Conditioned, GridConditionConfig, SequenceConditionConfig
 from rebus.model.decoder import DecoderConfig, DecoderPipeline, DiffusionDecoder
@@ -146,6 +150,42 @@ def test_pictures_of_different_lengths_share_a_batch(pipeline, tokens):
     torch.testing.assert_close(
         pipeline.render(mixed)[0], pipeline.render(tokens.row(0).prefix(2))[0], atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_flow_map_goes_the_steps_of_the_scheduler_of_diffusers(steps, guidance, layout, tokens, noise):
+    flow_map = lively(replace(TINY, flow_map=True), layout)
+    scheduler, state = FlowMapEulerDiscreteScheduler(), noise
+    scheduler.set_timesteps(steps)
+    missing, span = torch.full_like(tokens.ids, -1), torch.full((3,), 1 / steps)
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            time = (timestep / 1000).float().expand(3)
+            without = flow_map(state, time, missing, span)
+            velocity = without + guidance * (flow_map(state, time, tokens.ids, span) - without)
+            state = scheduler.step(velocity, timestep, state, return_dict=False)[0]
+    painted = flow_map.render_latents(tokens, noise, steps=steps, guidance=guidance)
+    torch.testing.assert_close(painted, state, atol=1e-4, rtol=0)
+
+
+def test_only_a_flow_map_heeds_how_far_a_step_goes(decoder, layout, tokens, noise):
+    flow_map, time = lively(replace(TINY, flow_map=True), layout), torch.full((3,), 0.9)
+    far, near = torch.full((3,), 0.5), torch.full((3,), 0.01)
+    assert torch.equal(decoder(noise, time, tokens.ids, far), decoder(noise, time, tokens.ids))
+    assert not torch.allclose(
+        flow_map(noise, time, tokens.ids, far), flow_map(noise, time, tokens.ids, near), atol=1e-4
+    )
+    assert torch.equal(flow_map(noise, time, tokens.ids, 0 * far), flow_map(noise, time, tokens.ids))
+
+
+def test_a_decoder_saved_before_there_were_flow_maps_is_none(decoder, tmp_path):
+    decoder.save(tmp_path)
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text())
+    del values["decoder"]["flow_map"]
+    config.write_text(json.dumps(values))
+    assert DiffusionDecoder.load(tmp_path).config == decoder.config
 
 
 def test_codes_in_sequence_are_seen_in_order():

@@ -16,6 +16,7 @@ from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.tokenizers.text_condition import TextConditionConfig
 from rebus.train.decoder import PRESETS, DecoderStage, mini
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
+from rebus.train.latent_cache import LatentCacheConfig
 from rebus.train.loop import train
 
 
@@ -126,6 +127,22 @@ def test_latents_of_no_multiple_of_a_scene_are_refused(size, got, pack, frozen):
     config = config_of("tiny", frozen)
     with pytest.raises(ValueError, match=f"latent_size must stand for a whole number of times 128 x 128 px, got {got}"):
         DecoderStage(replace(config, decoder=replace(config.decoder, latent_size=size)), pack)
+
+
+def test_cached_scenes_come_with_fresh_noise_and_spoilt_codes(pack, frozen, tmp_path):
+    cache = LatentCacheConfig(file=tmp_path / "latents.safetensors", num_scenes=2)
+    codes = ImperfectCodesConfig(dropped=0.0, cut=0.0, perturbed=1.0, most_wrong=1.0)
+    stage = DecoderStage(replace(config_of("tiny", frozen), cache=cache, codes=codes), pack)
+    batch, later = stage.batch(0, 0, 1), stage.batch(1, 0, 1)
+    assert stage.cache is not None
+    latents, ids = stage.cache.rows([0, 1])
+    for row in (*batch.latents, *later.latents):
+        assert torch.equal(row, latents[0]) or torch.equal(row, latents[1])
+    assert len(torch.cat([batch.noise, later.noise]).unique(dim=0)) == 16
+    assert len(torch.cat([batch.ids, later.ids, ids]).unique(dim=0)) > 12
+    assert torch.isfinite(stage.loss(batch)[0])
+    part = stage.batch(1, 1, 2)
+    assert torch.equal(part.latents, later.latents.view(4, 2, *later.latents.shape[1:])[1::2].flatten(0, 1))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

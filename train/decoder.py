@@ -25,6 +25,7 @@ from rebus.data.scenes import SCENE_SIZE_PX, Scene
 from rebus.model.code_condition import GridConditionConfig
 from rebus.model.decoder import DecoderConfig, DecoderPipeline
 from rebus.model.flow import interpolate, logit_normal_times, shifted, velocity_target
+from rebus.model.grid_places import listed
 from rebus.model.saved import WEIGHTS, file_hash
 from rebus.model.vae import decode_latents, downsampling, encode_latents, load_vae
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
@@ -32,6 +33,7 @@ from rebus.tokenizers.tokens import Grid
 from rebus.train.config import OptimConfig, RunConfig, parse
 from rebus.train.decoder_text import learn_pieces, told_pieces
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
+from rebus.train.latent_cache import Encoded, LatentCacheConfig, open_cache
 from rebus.train.loop import launch
 from rebus.train.runtime import autocast
 
@@ -62,6 +64,8 @@ class DecoderStageConfig:
     """Mean of the times' logits: above 0, since few steps depend most on the noisy end."""
     time_std: float = 1.0
     """Spread of the times' logits."""
+    cache: LatentCacheConfig | None = None
+    """Where the latents and codes of so many scenes are kept; by default each step draws and encodes new scenes."""
     num_start_pictures: int = 2048
     """Scenes over which the mean latents of each code are taken, from which its embedding starts."""
     num_texts: int = 20_000
@@ -105,6 +109,11 @@ class DecoderStage:
             learn_pieces(self.decoder.text, self.train_scenes, config.num_texts)
         self.model: nn.Module = self.decoder
         self.pipeline = DecoderPipeline(self.decoder, self.vae)
+        if config.cache is not None and set(self.scales.values()) != {1}:
+            sizes = listed(config.decoder.sizes)
+            raise ValueError(f"cache must be none where pictures are larger than scenes, got latents of {sizes}")
+        made = (self.train_scenes, self.vae, vae_hash, self.tokenizer)
+        self.cache = None if config.cache is None else open_cache(config.cache, *made)
         if isinstance(config.decoder.condition, GridConditionConfig):
             self.decoder.embed_codes.place(self._mean_latents(config.num_start_pictures))
 
@@ -112,11 +121,7 @@ class DecoderStage:
         """Returns this rank's rows of the step's batch, each a pure function of its number."""
         config, seed, copies = self.config, self.config.run.seed, self.config.noises_per_picture
         num_pictures, size = config.run.batch_size // copies, config.decoder.sizes[step % len(config.decoder.sizes)]
-        scenes = scene_rows(self.train_scenes, num_pictures, seed=seed, step=step, rank=rank, world=world)
-        shown, images = self._pictures(scenes, size)
-        with autocast(config.run, images.device):
-            latents = encode_latents(self.vae, images).float()
-        ids = self.tokenizer.encode(shown).ids
+        scenes, (latents, ids) = self._encoded(num_pictures, size, step, rank, world)
         rows = [(row, copy) for row in range(num_pictures)[rank::world] for copy in range(copies)]
         rngs = [random.Random(f"{seed}/{step}/{row}/{copy}/noise") for row, copy in rows]
         generators = [torch.Generator().manual_seed(rng.getrandbits(63)) for rng in rngs]
@@ -186,6 +191,19 @@ class DecoderStage:
         counts = torch.bincount(ids, minlength=size)[:, None]
         sums = torch.zeros(size, patches.shape[1]).index_add_(0, ids, patches)
         return torch.where(counts > 0, sums / counts.clamp_min(1), patches.mean(dim=0))
+
+    def _encoded(self, num_pictures: int, size: Grid, step: int, rank: int, world: int) -> tuple[list[Scene], Encoded]:
+        """Returns this rank's rows of so many scenes of a step, with latents of a size and codes, cached or fresh."""
+        seed, device = self.config.run.seed, next(self.decoder.parameters()).device
+        if self.cache is not None:
+            self.tokenizer.to(device)  # whose quantizer makes codes wrong
+            indices = self.cache.drawn(num_pictures, seed=seed, step=step)[rank::world]
+            return self.cache.scenes(indices), Encoded(*(part.to(device) for part in self.cache.rows(indices)))
+        scenes = scene_rows(self.train_scenes, num_pictures, seed=seed, step=step, rank=rank, world=world)
+        shown, images = self._pictures(scenes, size)
+        with autocast(self.config.run, device):
+            latents = encode_latents(self.vae, images).float()
+        return scenes, Encoded(latents, self.tokenizer.encode(shown).ids)
 
     def _held_out(self, number: int) -> tuple[Tensor, Tensor, list[str] | None]:
         """Returns scenes as the tokenizer sees them, as large as they are usually painted, and captions if read."""
