@@ -150,7 +150,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyBase]
     gaussian = ("AutoencoderKL", {**halves, "block_out_channels": [2] * 4, "norm_num_groups": 1})
     levels = {"block_out_channels": [4] * 4, "layers_per_block": [1] * 4, "qkv_multiscales": [[]] * 4}
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in levels.items()}
-    plain = ("AutoencoderDC", {**sides, "latent_channels": 4, "scaling_factor": 0.4})
+    plain = ("AutoencoderDC", {**sides, "latent_channels": 4, "scaling_factor": 0.5})
     blocks = {"block_out_channels": [8, 8], "norm_num_groups": 2, "layers_per_block": 1, "attention_head_dim": 2}
     down, up = ["CrossAttnDownBlock2D", "DownBlock2D"], ["UpBlock2D", "CrossAttnUpBlock2D"]
     unet = {**blocks, "down_block_types": down, "up_block_types": up, "cross_attention_dim": 12}

@@ -80,10 +80,10 @@ def test_every_family_learns_a_handful_of_pictures(name, lora, pack, bases, squa
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     with torch.no_grad():  # and it is the codes that tell it more
         others, _ = stage.loss(replace(batch, ids=batch.ids.roll(1, dims=0)))
-    assert losses[-1] < 0.95 * others
+    assert losses[-1] < 0.98 * others
 
 
 @pytest.mark.parametrize("name", PRESETS)

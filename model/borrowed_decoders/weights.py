@@ -88,7 +88,7 @@ def check_weights(folder: Path, model: nn.Module) -> None:
         ValueError: if there are missing, unexpected or misshapen ones, all of which it names.
     """
     wanted: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    got = weight_shapes(folder)
+    got = {name if name in wanted else _present(name): shape for name, shape in weight_shapes(folder).items()}
     told = {
         "missing": sorted(wanted.keys() - got.keys()),
         "unexpected": sorted(got.keys() - wanted.keys()),
@@ -121,7 +121,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_shapes(folder: Path) -> Shapes:
-    """Returns the shapes of all weights of a part by their present names, without reading them.
+    """Returns the shapes of all weights of a part, without reading them.
 
     Raises:
         ValueError: if it has no safetensors; pickled weights are never read.
@@ -134,7 +134,7 @@ def weight_shapes(folder: Path) -> Shapes:
             found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
             raise ValueError(f"{folder} must hold weights as safetensors ({name}), got {found}")
         with safe_open(folder / name, "pt") as file:
-            shapes |= {_present(key): tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, it is no dict
     return shapes
 
 
