@@ -79,7 +79,7 @@ class DecoderConfig:
 
     @property
     def sizes(self) -> tuple[Grid, ...]:
-        """Rows and columns of latents that a picture may have, the usual ones first."""
+        """Rows and columns of latents that a picture may have, the usual size first."""
         return self.latent_sizes or (self.latent_size,)
 
     def build(self, layout: CodeLayout, tokenizer_hash: str) -> "DiffusionDecoder":
@@ -206,6 +206,12 @@ class DiffusionDecoder(nn.Module):
             raise ValueError(f"pictures painted as one batch must have one size, got codes on {grids}")
         return tuple(size for size in self.config.sizes if of_one_shape(grids[0], size))
 
+    def whole_ids(self, tokens: Tokens) -> Int[Tensor, "batch positions streams"]:
+        """Returns the codes of pictures of one size as a whole or longest one has them, -1 where these have none."""
+        on_grid = tokens.grids and self.layout.kind == "grid"
+        whole = self.layout.num_positions_of(tokens.grids[0] if on_grid else None)
+        return F.pad(tokens.ids, (0, 0, 0, whole - tokens.ids.shape[1]), value=-1)
+
     def time_shift(self, size: Grid) -> float:
         """Returns how far the times of pictures with so many rows and columns of latents are moved towards noise."""
         return self.config.time_shift * math.sqrt(math.prod(size) / math.prod(self.config.sizes[0]))
@@ -228,8 +234,7 @@ class DiffusionDecoder(nn.Module):
             noise: unit Gaussian, of one of the sizes that ``sizes_of`` returns.
             text: of each picture, for a decoder that reads one; without it, it does its best.
             steps: evaluations of the decoder; by Heun's way almost twice as many.
-            guidance: how far to go from the velocity without codes, but with the text, to that with codes; 1 is plain,
-                more is stricter.
+            guidance: how far to go from the velocity without codes, but with the text, to that with both; 1 is plain.
             solver: how a step is taken.
 
         Raises:
@@ -239,8 +244,7 @@ class DiffusionDecoder(nn.Module):
         size, allowed = (noise.shape[-2], noise.shape[-1]), self.sizes_of(tokens)
         if size not in allowed:
             raise ValueError(f"size of the noise must be one of {listed(allowed)}, got {size[0]} x {size[1]}")
-        whole = self.layout.num_positions_of(tokens.grids[0] if tokens.grids and self.layout.kind == "grid" else None)
-        ids = F.pad(tokens.ids, (0, 0, 0, whole - tokens.ids.shape[1]), value=-1)
+        ids = self.whole_ids(tokens)
         pieces, guided = self.text_ids(text, len(ids)), guide(guidance)
         both = torch.cat([ids, torch.full_like(ids, -1)])
         pieces_of_both = None if pieces is None else torch.cat([pieces, pieces])

@@ -7,10 +7,12 @@ from einops import rearrange
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.scene_batches import pictures_of, scene_rows
+from rebus.model.code_condition import CrossAttentionConditionConfig
 from rebus.model.decoder import DiffusionDecoder
 from rebus.model.vae import VaeConfig, encode_latents, fit_scale
 from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizerConfig
+from rebus.tokenizers.layouts.select_merge import SelectMergeConfig
 from rebus.tokenizers.pixel_decoders.vit import VitPixelDecoderConfig
 from rebus.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from rebus.tokenizers.text_condition import TextConditionConfig
@@ -168,6 +170,30 @@ def test_codes_are_spoilt_as_often_as_asked():
     assert abs((wrong > 0).float()[~dropped].mean() - 0.5) < 0.1
     assert 0.05 < wrong[held.all(dim=1) & (wrong > 0)].mean() < 0.11  # half of most_wrong, and no perturbed row unhurt
     assert torch.equal(held.long().cummin(dim=1).values, held.long())  # what is kept is a prefix
+
+
+def test_a_short_picture_is_cut_among_its_codes_and_gets_no_others():
+    quantizer, config = FiniteScalarConfig().build(), ImperfectCodesConfig(dropped=0.0, cut=0.5, perturbed=1.0)
+    ids = torch.where(torch.arange(64) < 5, torch.arange(64), -1)[:, None]
+    rows = torch.stack([spoilt(ids, quantizer, config, random.Random(seed)) for seed in range(300)])[..., 0]
+    lengths = (rows >= 0).sum(dim=1)
+    assert (rows[:, 5:] == -1).all() and set(lengths.tolist()) == {1, 2, 3, 4, 5}
+    assert 0.5 < (lengths == 5).float().mean() < 0.7  # half are not cut, and a fifth of the others after the last
+
+
+def test_pictures_of_lengths_of_their_own_are_learned_as_whole_ones(pack, frozen, tmp_path):
+    torch.manual_seed(0)
+    ImageTokenizerConfig(
+        encoder=VitEncoderConfig(patch_px=32, dim=32, depth=1, num_heads=2),
+        layout=SelectMergeConfig(depth=1, num_heads=2),
+        pixel_decoder=VitPixelDecoderConfig(dim=16, depth=1, num_heads=2),
+    ).build().save(tmp_path)
+    config = config_of("tiny", frozen, batch_size=4)
+    decoder = replace(config.decoder, condition=CrossAttentionConditionConfig())
+    stage = DecoderStage(replace(config, image_tokenizer=tmp_path, decoder=decoder, num_validation=2), pack)
+    batch = stage.batch(0, 0, 1)
+    assert batch.ids.shape == (4, 16, 1) and (batch.ids == -1).any()
+    assert stage.loss(batch)[0].isfinite() and stage.validate()["velocity_mse"] > 0
 
 
 def test_perfect_codes_stay_as_they_are():

@@ -153,7 +153,8 @@ class DecoderStage:
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         # Evenly spread times have less luck in them than drawn ones.
         time = (torch.arange(len(latents), device=latents.device) + 0.5) / len(latents)
-        loss, _ = self.loss(DecoderBatch(latents, noise, time, tokens.ids, self.decoder.text_ids(texts, len(images))))
+        ids, text = self.decoder.whole_ids(tokens), self.decoder.text_ids(texts, len(images))
+        loss, _ = self.loss(DecoderBatch(latents, noise, time, ids, text))
         painted = self.pipeline.render(tokens, text=texts, steps=4)
         psnr = peak_signal_noise_ratio(painted, images, data_range=1.0, dim=(1, 2, 3))
         return {"velocity_mse": loss.item(), "psnr_db": psnr.item()}
@@ -203,13 +204,15 @@ class DecoderStage:
         shown, images = self._pictures(scenes, size)
         with autocast(self.config.run, device):
             latents = encode_latents(self.vae, images).float()
-        return scenes, Encoded(latents, self.tokenizer.encode(shown).ids)
+        return scenes, Encoded(latents, self.decoder.whole_ids(self.tokenizer.encode(shown)))
 
     def _held_out(self, number: int) -> tuple[Tensor, Tensor, list[str] | None]:
         """Returns scenes as the tokenizer sees them, as large as they are usually painted, and captions if read."""
         scenes = scene_rows(self.held_out_scenes, number, seed=0, step=0)
-        texts = [caption(scene, random.Random(f"held out/{row}"), self.pack) for row, scene in enumerate(scenes)]
-        return *self._pictures(scenes, self.config.decoder.sizes[0]), texts if self.decoder.text else None
+        texts = None
+        if self.decoder.text is not None:
+            texts = [caption(scene, random.Random(f"held out/{row}"), self.pack) for row, scene in enumerate(scenes)]
+        return *self._pictures(scenes, self.config.decoder.sizes[0]), texts
 
     def _pictures(self, scenes: list[Scene], size: Grid) -> tuple[Tensor, Tensor]:
         """Returns scenes as the tokenizer sees them, and as large as pictures of so many latents.

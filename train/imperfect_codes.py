@@ -39,14 +39,16 @@ class ImperfectCodesConfig:
 def spoilt(
     ids: Int[Tensor, "positions streams"], quantizer: Quantizer, config: ImperfectCodesConfig, rng: random.Random
 ) -> Int[Tensor, "positions streams"]:
-    """Returns the codes of a picture as training shows them, -1 where they are missing."""
+    """Returns the codes of a picture as training shows them, -1 where they are missing or were from the first."""
+    held = (ids >= 0).all(dim=1, keepdim=True)
     fate = rng.random()
     if fate < config.dropped:
         return torch.full_like(ids, -1)
     if rng.random() < config.perturbed:
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        ids = quantizer.perturb(ids[None], rng.random() * config.most_wrong, generator)[0]
+        wrong = quantizer.perturb(ids[None].clamp_min(0), rng.random() * config.most_wrong, generator)[0]
+        ids = torch.where(held, wrong, -1)
     if fate < config.dropped + config.cut:
-        kept = torch.arange(len(ids), device=ids.device) < rng.randint(1, len(ids))
+        kept = torch.arange(len(ids), device=ids.device) < rng.randint(1, int(held.sum()))
         ids = torch.where(kept[:, None], ids, -1)
     return ids

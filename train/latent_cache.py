@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import safetensors
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -126,9 +127,11 @@ def open_cache(
 
 @torch.no_grad()
 def encode(vae: "AutoencoderKL", tokenizer: ImageTokenizer, pack: EmojiPack, scenes: list[Scene]) -> Encoded:
-    """Returns the latents and codes of scenes, on the device of the auto-encoder."""
+    """Returns the latents of scenes, on the device of the auto-encoder, and their codes, -1 beyond a picture's last."""
     images = pictures_of(scenes, pack).to(vae.encoder.conv_in.weight.device) / 255
-    return Encoded(encode_latents(vae, images), tokenizer.encode(images).ids)
+    tokens = tokenizer.encode(images)
+    missing = tokenizer.layout.num_positions - tokens.ids.shape[1]
+    return Encoded(encode_latents(vae, images), F.pad(tokens.ids, (0, 0, 0, missing), value=-1))
 
 
 def _write(config: LatentCacheConfig, made_of: str, batches: Iterable[Encoded]) -> None:
