@@ -93,11 +93,11 @@ def _draw_sign(canvas: Image.Image, word: str, top: int) -> None:
     canvas.paste("white", (0, top + edge_px, SCENE_SIZE_PX, top + SIGN_HEIGHT_PX - edge_px))
     left = (SCENE_SIZE_PX // LATTICE_PX - len(word)) // 2 * LATTICE_PX
     for index, letter in enumerate(word):
-        canvas.paste("black", (left + index * LATTICE_PX, top), _letter(letter))
+        canvas.paste("black", (left + index * LATTICE_PX, top), letter_shape(letter))
 
 
 @lru_cache(maxsize=26)
-def _letter(letter: str) -> Image.Image:
+def letter_shape(letter: str) -> Image.Image:
     """Returns the opacity of one letter, centred in a cell of 16 by 32 pixels; wide letters are narrowed to fit."""
     height, widest, enlarged = 20, 14, 8
     font = ImageFont.load_default(28 * enlarged)
