@@ -89,6 +89,25 @@ class AdaptiveKl:
 KlWeight = FixedKl | AdaptiveKl
 
 
+@dataclass(frozen=True, kw_only=True)
+class EntropyGuard:
+    """Holds up the entropy of the codes where it falls too low, so that groups stay diverse enough to learn from."""
+
+    share: float = 0.5
+    """Of the reference's entropy along the same pictures; above it, the guard does nothing."""
+    weight: float = 0.1
+    """Of what is lacking, in nats."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or self.weight < 0:
+            got = f"{self.share} and {self.weight}"
+            raise ValueError(f"share must lie in [0, 1] and weight be at least 0, got {got}")
+
+    def loss(self, entropy: Float[Tensor, ""], reference: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Returns what is to be lowered."""
+        return self.weight * (self.share * reference - entropy).clamp_min(0)
+
+
 def advantages(rewards: Float[Tensor, "groups samples"], *, divide_by_spread: bool) -> Float[Tensor, "groups samples"]:
     """Returns how far each reward lies above the mean of its group, perhaps in standard deviations of the group.
 
