@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rebus.data.emoji import EmojiPack
@@ -247,7 +247,7 @@ class RlStage:
         """Returns what the policy that drew and the reference say of the codes."""
         device = self.model.device
         rows = to_device(self.studio.rows([one.prompt for one in asked], codes), device)
-        self.reference.to(device)
+        nn.Module.to(self.reference, device)
         with torch.no_grad(), autocast(self.config.run, device):
             policy, reference = (
                 score_codes(model, self.vocabulary, rows, self.config.policy) for model in (self.model, self.reference)
