@@ -98,11 +98,11 @@ def _draw_sign(canvas: Image.Image, word: str, top: int, scale: int) -> None:
     canvas.paste("white", (0, top + edge_px, canvas.width, top + height - edge_px))
     left = (SCENE_SIZE_PX // LATTICE_PX - len(word)) // 2 * cell
     for index, letter in enumerate(word):
-        canvas.paste("black", (left + index * cell, top), _letter(letter, scale))
+        canvas.paste("black", (left + index * cell, top), letter_shape(letter, scale))
 
 
 @lru_cache(maxsize=2 * 26)
-def _letter(letter: str, scale: int = 1) -> Image.Image:
+def letter_shape(letter: str, scale: int = 1) -> Image.Image:
     """Returns the opacity of one letter, centred in a cell of 16 by 32 pixels times ``scale``.
 
     Wide letters are narrowed to fit.

@@ -9,9 +9,10 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_batches import pictures_of
 from rebus.data.scene_sampler import SceneSampler
+from rebus.data.splits import is_held_out
 from rebus.evaluation.detector import SHIPPED_JUDGE, Detection, Detector, DetectorConfig, focal_loss, heat_targets
 from rebus.train.damage import DamageConfig, LabelledPictures, damaged
-from rebus.train.detector import DetectorStage, mini, tiny
+from rebus.train.detector import DetectorStage, mini, reward, tiny
 
 SMALL = DetectorConfig(concepts=("cat", "dog", "owl"), width=6, depth=1, image_size=32)
 STILL = DamageConfig(shift_px=0.0, zoom=0.0, color=0.0, noise=0.0, num_wrong_patches=0)
@@ -145,3 +146,13 @@ def test_the_shipped_judge_counts_held_out_scenes():
         for objects, scene in zip(found, scenes, strict=True)
     ]
     assert sum(right) >= 15
+
+
+def test_a_detector_that_teaches_sees_nothing_that_is_held_out(stage):
+    teacher = DetectorStage(replace(stage.config, teacher=True), stage.pack)
+    for one, some in ((teacher, False), (stage, True)):
+        scenes = [one._scene(random.Random(row)) for row in range(40)]
+        assert any(map(is_held_out, scenes)) == some
+    assert (
+        reward().teacher and reward().run.seed != mini().run.seed and reward().detector.width != mini().detector.width
+    )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rebus.data.emoji import STYLES, EmojiPack
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_sampler import SceneSampler, counted_items, item_beside_sign, two_items
-from rebus.data.scenes import BACKGROUNDS, LATTICE_PX, TASKS, Item, Scene, _letter, draw, visible_backgrounds
+from rebus.data.scenes import BACKGROUNDS, LATTICE_PX, TASKS, Item, Scene, draw, letter_shape, visible_backgrounds
 from rebus.data.sign_words import sign_words
 
 PACK = EmojiPack.open()
@@ -59,7 +59,7 @@ def test_an_object_looks_the_same_wherever_it_stands():
 
 
 def test_all_letters_differ_and_fill_their_cell():
-    letters = [np.asarray(_letter(letter)).astype(int) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    letters = [np.asarray(letter_shape(letter)).astype(int) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
     for index, letter in enumerate(letters):
         assert letter.shape == (32, LATTICE_PX)
         rows = np.flatnonzero(letter.max(axis=1) > 128)

@@ -68,6 +68,14 @@ class Processes:
             raise found[0]
         return found[0]
 
+    def gathered(self, own: Told) -> list[Told]:
+        """Returns what each process has, those of the first process first; every process must call it."""
+        if self.world == 1:
+            return [own]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, own)
+        return found
+
     def share_targets(self, parts: Sequence[Any]) -> None:
         """Gives all micro-batches of a step, in all processes, the mean of their numbers of targets to divide by.
 

@@ -1,0 +1,289 @@
+"""Reinforcement learning on a world small enough to learn a rule in seconds."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from einops import rearrange
+from transformers import AutoModelForCausalLM
+
+from rebus.data.captions import canonical_caption
+from rebus.data.emoji import EmojiPack
+from rebus.data.splits import is_held_out
+from rebus.model.rebus import Rebus
+from rebus.train import rl
+from rebus.train.code_policy import PolicyConfig
+from rebus.train.config import parse
+from rebus.train.grpo_loss import AdaptiveKl, EntropyGuard, FixedKl, GrpoConfig
+from rebus.train.loop import train
+from rebus.train.rewards.choice import RewardsConfig
+from rebus.train.rewards.scoring import Scorer
+from rebus.train.rewards.sign_text import SignRewardConfig
+from rebus.train.rl_stage import RlStage
+from rebus.train.rollouts import Studio, asked_for
+
+LOW = 5
+"""Codes below this are rewarded; there are 15."""
+
+
+class PixelPainter:
+    """Paints each code as a pixel as bright as its number."""
+
+    def render(self, tokens, *, steps, seed):
+        assert len(seed) == len(tokens.ids)
+        gray = rearrange(tokens.ids[..., 0], "batch (rows columns) -> batch rows columns", rows=3) / 255
+        return gray.unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowCodes:
+    """The share of codes that are low; fails where ``fails`` says so of the first."""
+
+    weight: float = 1.0
+    fails: tuple[int, ...] = ()
+
+    def check(self):
+        pass
+
+    def build(self):
+        return self
+
+    def __call__(self, prompts, completions, *, scene):
+        assert len(prompts) == len(scene) == len(completions)
+        marks = []
+        for picture in completions:
+            codes = list(picture.convert("L").tobytes())
+            if codes[0] in self.fails:
+                raise ValueError("a code that cannot be seen")
+            marks.append(sum(code < LOW for code in codes) / len(codes))
+        return marks
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return EmojiPack.open()
+
+
+@pytest.fixture
+def stage_of(saved_model, pack):
+    """Makes a stage over the tiny model, whose codes are seen as they are."""
+
+    def make(config, reward=LowCodes()):  # noqa: B008
+        rebus = Rebus.load(saved_model)
+        model = AutoModelForCausalLM.from_pretrained(saved_model, dtype=torch.float32)
+        tokenizer = rebus.writer.text_tokenizer
+        studio = Studio(rebus.saved.vocabulary, tokenizer, PixelPainter(), config.policy, config.painting_steps)
+        return RlStage(config, pack, model, studio, Scorer({"low": reward}, 0), {"model": "tiny"})
+
+    return make
+
+
+def config_of(output, **changes):
+    run = {name: changes.pop(name) for name in ("steps", "batch_size", "accumulation") if name in changes}
+    config = replace(rl.tiny(), **changes)
+    return replace(config, run=replace(config.run, output=output, **run))
+
+
+def measures(output, key):
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+def run(stage, config):
+    return train(stage, config.run, config.optim, config)
+
+
+@pytest.mark.slow
+def test_a_model_learns_what_is_rewarded(stage_of, tmp_path):
+    config = config_of(tmp_path, steps=40, batch_size=32, group_size=8, kl=FixedKl(weight=0.0), show_every=20)
+    config = replace(config, optim=replace(config.optim, lr=1e-2), entropy=EntropyGuard(share=0.3))
+    assert run(stage_of(config), config)
+    course = measures(tmp_path, "reward")
+    assert abs(course[0] - LOW / 15) < 0.1 and min(course[-3:]) > 0.8
+    assert measures(tmp_path, "kl")[0] == 0 and measures(tmp_path, "kl")[-1] > 0.1
+    assert measures(tmp_path, "validation/reward")[-1] > 0.8  # of held-out prompts, too
+    assert {path.name for path in (tmp_path / "rollouts").iterdir()} == {
+        f"step-{step:06}-group-0.{kind}" for step in (0, 20) for kind in ("json", "png")
+    }
+
+
+def test_a_rollout_is_a_function_of_seed_step_and_weights_and_divides_among_processes(stage_of, tmp_path):
+    config = config_of(tmp_path, batch_size=16, accumulation=2)
+    one, again = (stage_of(config).batch(3, 0, 1) for _ in range(2))
+    assert torch.equal(one.rows.ids, again.rows.ids) and torch.equal(one.advantages, again.advantages)
+    assert torch.equal(one.old, again.old)
+    stage = stage_of(config)
+    parts = [stage.batch(3, rank, 2) for rank in range(2)]  # as two micro-batches ask for it
+    codes = torch.cat([part.rows.codes for part in parts]).unflatten(0, (4, 4))[[0, 2, 1, 3]].flatten(0, 1)
+    assert torch.equal(codes, one.rows.codes)
+    assert not torch.equal(stage.batch(4, 0, 1).rows.codes, one.rows.codes)
+    with torch.no_grad():
+        stage.model.lm_head.weight.mul_(9)
+    assert not torch.equal(stage.batch(3, 0, 1).rows.codes, one.rows.codes)
+
+
+def test_prompts_are_of_the_training_split_and_the_tasks_that_are_asked_for(stage_of, tmp_path, pack):
+    stage = stage_of(config_of(tmp_path, tasks={"sign": 3.0, "two": 1.0}))
+    asked = [asked_for(stage.training, stage.config.tasks, str(index), 2) for index in range(40)]
+    assert not any(is_held_out(one.scene) for one in asked)
+    assert {one.scene.task for one in asked} == {"sign", "two"}
+    assert all(one.prompt == canonical_caption(one.scene, pack) for one in asked)
+    assert len({seed for one in asked for seed in one.seeds}) == 80
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_before_an_update_the_policy_is_the_one_that_drew_and_the_reference(stage_of, tmp_path, guidance):
+    stage = stage_of(config_of(tmp_path, policy=PolicyConfig(temperature=0.8, guidance=guidance)))
+    batch = stage.batch(0, 0, 1)
+    loss, metrics = stage.loss(batch)
+    assert torch.equal(batch.old, batch.reference)
+    assert metrics["clip_share"] == 0 and metrics["kl"].abs() < 1e-6 and metrics["entropy"] > 1
+    assert loss.detach().abs() < 1e-5  # advantages of a group add up to nothing
+    loss.backward()
+    assert stage.model.lm_head.weight.grad.abs().max() > 1e-4
+    assert all(parameter.grad is None for parameter in stage.reference.parameters())
+
+
+@pytest.mark.slow
+def test_updates_on_one_rollout_clip_and_leave_the_reference_alone(stage_of, tmp_path):
+    config = config_of(tmp_path, updates_per_rollout=3, steps=4, grpo=GrpoConfig(clip_low=0.01, clip_high=0.01))
+    config = replace(config, optim=replace(config.optim, lr=1e-2))
+    stage = stage_of(config)
+    before = stage.reference.lm_head.weight.clone()
+    assert run(stage, config)
+    clipped = measures(tmp_path, "clip_share")
+    assert clipped[0] == 0 and clipped[1] > 0.05 and clipped[3] == 0  # the fourth has a new rollout
+    rewards = measures(tmp_path, "reward")
+    assert rewards[0] == rewards[1] == rewards[2] != rewards[3]
+    assert torch.equal(stage.reference.lm_head.weight, before)
+
+
+class Stopping:
+    """A stage that is asked to stop at one of its steps."""
+
+    def __init__(self, stage, step):
+        self._stage, self._step = stage, step
+
+    def __getattr__(self, name):
+        return getattr(self._stage, name)
+
+    def batch(self, step, rank, world):
+        if step == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self._stage.batch(step, rank, world)
+
+    def loss(self, batch):
+        return self._stage.loss(batch)
+
+    def data_state(self, step):
+        return self._stage.data_state(step)
+
+    def load_data_state(self, state):
+        self._stage.load_data_state(state)
+
+    def validate(self):
+        return self._stage.validate()
+
+    def samples(self, folder):
+        self._stage.samples(folder)
+
+    def export(self, folder):
+        self._stage.export(folder)
+
+
+def test_stopped_between_two_updates_on_a_rollout_and_resumed_equals_straight(stage_of, tmp_path):
+    changes = {"updates_per_rollout": 2, "kl": AdaptiveKl(weight=0.1, target=1e-4), "steps": 5}
+    straight, parts = (config_of(tmp_path / name, **changes) for name in ("straight", "parts"))
+    assert run(stage_of(straight), straight)
+    assert not run(Stopping(stage_of(parts), 2), parts)
+    assert [path.name for path in parts.run.output.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert run(stage_of(parts), parts)
+    for key in ("loss", "reward", "kl", "kl_weight", "validation/reward"):
+        assert measures(straight.run.output, key) == measures(parts.run.output, key)
+    weights = measures(straight.run.output, "kl_weight")
+    assert weights[0] == weights[1] and weights[2] == weights[3] and weights[0] != weights[2] != weights[4]
+    exported = (one.run.output / "export" / "model.safetensors" for one in (straight, parts))
+    assert len({path.read_bytes() for path in exported}) == 1
+
+
+def test_a_failed_reward_is_counted_and_trains_nothing(stage_of, tmp_path):
+    config = config_of(tmp_path, show_every=1, batch_size=16)
+    stage = stage_of(config, LowCodes(fails=tuple(range(5))))
+    batch = stage.batch(0, 0, 1)
+    first = batch.rows.codes[:, 0] - stage.vocabulary.code_range(0)[0]
+    assert batch.kept.tolist() == (first >= 5).tolist() and 0 < batch.kept.sum() < 16
+    assert (batch.advantages[~batch.kept] == 0).all()
+    assert batch.metrics["failed"] == pytest.approx((first < 5).float().mean().item())
+    assert batch.num_targets.item() == 9 * batch.kept.sum()
+    told = json.loads((tmp_path / "rollouts" / "step-000000-group-0.json").read_text())
+    assert told["problems"] == {"low: ValueError: a code that cannot be seen": int((first < 5).sum())}
+    assert [one is None for one in told["totals"]] == (first < 5).tolist()
+    with pytest.raises(RuntimeError, match="a reward must succeed for some picture, got none in step 0"):
+        stage_of(config, LowCodes(fails=tuple(range(15)))).batch(0, 0, 1)
+
+
+def test_the_guard_pulls_only_where_entropy_is_low():
+    guard = EntropyGuard(share=0.5, weight=0.2)
+    low, high, reference = torch.tensor(0.4, requires_grad=True), torch.tensor(1.1), torch.tensor(2.0)
+    assert guard.loss(low, reference).item() == pytest.approx(0.12) and guard.loss(high, reference) == 0
+    guard.loss(low, reference).backward()
+    assert low.grad == pytest.approx(-0.2)
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_saved_model_and_the_export_goes_back_into_one(saved_model, tmp_path):
+    from rebus.train.assemble import AssembleConfig, assemble
+
+    flags = ["--preset", "tiny", "--model", str(saved_model), "--rewards.reading.model", str(saved_model)]
+    flags += ["--run.output", str(tmp_path / "rl"), "--run.steps", "2", "--optim.lr", "0.01"]
+    rl.main(flags)
+    assert len(measures(tmp_path / "rl", "reading_sum")) == 2
+    assert (tmp_path / "rl" / "samples" / "held_out.png").is_file()
+    parts = {name: saved_model / name for name in ("image_tokenizer", "decoder", "vae")}
+    saved = assemble(AssembleConfig(language_model=tmp_path / "rl" / "export", **parts, output=tmp_path / "model"))
+    assert saved.weights["image_tokenizer"] == Rebus.load(saved_model).saved.weights["image_tokenizer"]
+    assert Rebus.load(tmp_path / "model").draw("a cat")[0].image.size == (24, 24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 1}, "group_size must be at least 2, for a picture is measured against the others, got 1"),
+        ({"group_size": 3}, "run.batch_size must be a multiple of group_size 3, got 8"),
+        ({"updates_per_rollout": 0}, "updates_per_rollout must be at least 1, got 0"),
+        ({"show_every": 0}, "show_every must be at least 1, got 0"),
+        ({"tasks": {"seven": 1.0}}, "tasks must weigh some of one, two, count, position, background, sign, got"),
+        ({"tasks": {}}, "tasks must weigh some of"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(rl.tiny(), **changes)
+
+
+def test_groups_must_divide_and_rewards_and_weights_must_make_sense(stage_of, tmp_path):
+    with pytest.raises(ValueError, match="groups of a rollout must be a multiple of 4, got 2"):
+        stage_of(config_of(tmp_path, accumulation=4))
+    with pytest.raises(ValueError, match="rewards must have at least one of objects, sign, reading, got none"):
+        RewardsConfig()
+    with pytest.raises(ValueError, match="rewards.workers must be at least 0, got -1"):
+        RewardsConfig(sign=SignRewardConfig(), workers=-1)
+    with pytest.raises(ValueError, match="run.zero_stage must be below 3"):
+        replace(rl.tiny(), run=replace(rl.tiny().run, zero_stage=3))
+    with pytest.raises(ValueError, match=r"share must lie in \[0, 1\] and weight be at least 0, got 2.0 and 0.1"):
+        EntropyGuard(share=2.0)
+
+
+def test_rewards_are_chosen_on_the_command_line_and_unknown_ones_are_refused(capsys):
+    flags = ["--preset", "mini", "--rewards.objects", "null", "--rewards.sign.weight", "2", "--kl", "AdaptiveKl"]
+    config = parse(rl.PRESETS, flags)
+    assert set(config.rewards.chosen()) == {"sign", "reading"} and config.rewards.sign.weight == 2
+    assert isinstance(config.kl, AdaptiveKl)
+    with pytest.raises(SystemExit):
+        parse(rl.PRESETS, ["--preset", "mini", "--rewards.aesthetics.weight", "2"])
+    assert "aesthetics" in capsys.readouterr().err
+    assert rl.mini().model == Path("assets/mini")
