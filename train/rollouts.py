@@ -120,7 +120,9 @@ class Studio:
 
     def rows(self, prompts: Sequence[str], codes: Sequence[Sequence[Sequence[int]]]) -> CodeRows:
         """Returns the pictures of each prompt after it, for all branches of guidance."""
-        branches = zip(*(self._prompts(prompt) for prompt, group in zip(prompts, codes, strict=True) for _ in group))  # noqa: B905
+        branches = zip(
+            *(self._prompts(prompt) for prompt, group in zip(prompts, codes, strict=True) for _ in group), strict=True
+        )
         begun = [[[*prompt, self.vocabulary.begin_picture] for prompt in branch] for branch in branches]
         return code_rows(begun, [row for group in codes for row in group])
 
