@@ -151,7 +151,7 @@ def test_the_shipped_judge_counts_held_out_scenes():
 def test_a_detector_that_teaches_sees_nothing_that_is_held_out(stage):
     teacher = DetectorStage(replace(stage.config, teacher=True), stage.pack)
     for one, some in ((teacher, False), (stage, True)):
-        scenes = [one._scene(random.Random(row)) for row in range(40)]
+        scenes = [one._scene(random.Random(row)) for row in range(16)]
         assert any(map(is_held_out, scenes)) == some
     assert (
         reward().teacher and reward().run.seed != mini().run.seed and reward().detector.width != mini().detector.width

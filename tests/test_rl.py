@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from rebus.train.rewards.sign_text import SignRewardConfig
 from rebus.train.rl_stage import RlStage
 from rebus.train.rollouts import Studio, asked_for
 
+MODEL = Path(__file__).parent.parent / "assets" / "mini"
 LOW = 5
 """Codes below this are rewarded; there are 15."""
 
@@ -247,6 +250,26 @@ def test_the_command_trains_a_saved_model_and_the_export_goes_back_into_one(save
     saved = assemble(AssembleConfig(language_model=tmp_path / "rl" / "export", **parts, output=tmp_path / "model"))
     assert saved.weights["image_tokenizer"] == Rebus.load(saved_model).saved.weights["image_tokenizer"]
     assert Rebus.load(tmp_path / "model").draw("a cat")[0].image.size == (24, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_under_deepspeed_draw_and_learn_what_one_does(tmp_path):
+    flags = ["--preset", "mini", "--rewards.objects", "null", "--rewards.workers", "0", "--run.dtype", "float32"]
+    flags += ["--model", str(MODEL), "--rewards.reading.model", str(MODEL), "--optim.lr", "0.001"]
+    flags += ["--run.steps", "2", "--run.batch_size", "4", "--group_size", "2", "--num_validation", "1"]
+    flags += ["--run.threads", "1", "--run.log_every", "1", "--show_every", "null"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rebus.train.rl", *flags]
+    command += ["--run.output", str(tmp_path / "two")]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+    assert (tmp_path / "two" / "export" / "model.safetensors").exists(), done.stderr[-3000:]
+    rl.main([*flags, "--run.output", str(tmp_path / "one")])
+    for key in ("loss", "reward", "kl", "gradient_norm", "validation/reward"):
+        assert measures(tmp_path / "two", key) == pytest.approx(measures(tmp_path / "one", key), rel=1e-3, abs=1e-5)
+    assert measures(tmp_path / "one", "kl")[1] > 1e-3
 
 
 @pytest.mark.parametrize(
