@@ -69,6 +69,8 @@ class DistillConfig:
     """How the codes are spoilt, for teacher and student alike."""
     teacher_steps: int = 24
     """Evaluations of the teacher for a trajectory, a multiple of 4."""
+    match_weight: float = 1.0
+    """Weight of the error of the velocity itself, in which true pictures teach what the teacher has not learned."""
     pixel_weight: float = 4.0
     """Weight of the mean absolute error of pixels beside the errors of velocities."""
     num_pixel_rows: int = 8
@@ -154,7 +156,8 @@ class DistillStage:
             "matched": F.mse_loss(velocity, velocity_target(batch.latents, batch.noise)),
             "pixels": self._pixel_error(steps.end(mean_velocity), batch.images.repeat(few, 1, 1, 1), ends),
         }
-        return losses["distilled"] + losses["matched"] + self.config.pixel_weight * losses["pixels"], losses
+        weights = {"distilled": 1.0, "matched": self.config.match_weight, "pixels": self.config.pixel_weight}
+        return torch.stack([weights[name] * value for name, value in losses.items()]).sum(), losses
 
     def validate(self) -> dict[str, float]:
         """Returns how close held-out scenes painted in few steps come to the true ones, and to those of the teacher."""
