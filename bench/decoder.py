@@ -39,7 +39,7 @@ from rebus.data.emoji import EmojiPack
 from rebus.evaluation.decoder_steps import SHEET_STEPS, curves
 from rebus.evaluation.painted_scenes import PaintedScenes, painted_scenes, painters
 from rebus.model.command_line import SHIPPED_MODEL
-from rebus.model.decoder import DecoderPipeline
+from rebus.model.decoder_pipeline import DecoderPipeline
 from rebus.model.rebus import Rebus
 from rebus.model.vae import decode_latents, load_vae
 from rebus.tokenizers.tokens import Tokens

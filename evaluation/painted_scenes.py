@@ -25,7 +25,8 @@ from rebus.evaluation.judges import Judge, Verdict
 from rebus.evaluation.likeness import likeness
 from rebus.evaluation.perceptual import FeatureNetwork, efficientnet_lite0
 from rebus.evaluation.sign_reader import SignReader
-from rebus.model.decoder import DecoderPipeline, DiffusionDecoder
+from rebus.model.decoder import DiffusionDecoder
+from rebus.model.decoder_pipeline import DecoderPipeline
 from rebus.model.rebus import Rebus
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.tokens import Tokens

@@ -24,7 +24,7 @@ from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.tokens import Tokens
 
 if TYPE_CHECKING:
-    from rebus.model.decoder import DecoderPipeline
+    from rebus.model.decoder_pipeline import DecoderPipeline
 
 MOST_PICTURES = 4
 """Pictures of one answer in a chat."""
@@ -201,7 +201,8 @@ class Rebus:
     @cached_property
     def painter(self) -> "DecoderPipeline":
         """Paints codes."""
-        from rebus.model.decoder import DecoderPipeline, DiffusionDecoder
+        from rebus.model.decoder import DiffusionDecoder
+        from rebus.model.decoder_pipeline import DecoderPipeline
         from rebus.model.vae_weights import read_vae
 
         tokenizer_hash = self.saved.image_tokenizer_hash

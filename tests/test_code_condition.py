@@ -121,6 +121,7 @@ def test_the_vector_is_the_mean_over_the_codes_that_are_held():
     assert torch.equal(vector[1], condition.absent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_a_decoder_learns_to_paint_what_codes_say(name):
     """Two codes, each for a colour."""

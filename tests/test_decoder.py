@@ -6,8 +6,9 @@ import torch
 from diffusers import FlowMapEulerDiscreteScheduler
 
 from rebus.model.code_condition import Conditioned, GridConditionConfig, SequenceConditionConfig
-from rebus.model.decoder import DecoderConfig, DecoderPipeline, DiffusionDecoder
+from rebus.model.decoder import DecoderConfig, DiffusionDecoder
 from rebus.model.decoder_guidance import AdaptiveProjectedGuidance, guide
+from rebus.model.decoder_pipeline import DecoderPipeline
 from rebus.model.flow import integrate
 from rebus.model.vae import VaeConfig
 from rebus.tokenizers.tokens import CodeLayout, Stream, Tokens

@@ -13,7 +13,8 @@ from rebus.model.code_condition import (
     PooledConditionConfig,
     SequenceConditionConfig,
 )
-from rebus.model.decoder import DecoderConfig, DecoderPipeline, DiffusionDecoder
+from rebus.model.decoder import DecoderConfig, DiffusionDecoder
+from rebus.model.decoder_pipeline import DecoderPipeline
 from rebus.model.flow import integrate, interpolate, velocity_target
 from rebus.model.grid_places import resized
 from rebus.model.vae import VaeConfig
@@ -167,6 +168,7 @@ def test_a_time_shift_must_be_more_than_0():
         DecoderConfig(time_shift=0.0)
 
 
+@pytest.mark.slow
 def test_it_learns_pictures_of_several_sizes():
     """Each of two codes is a colour, and its cell says where: side by side, or one above the other."""
     layout = CodeLayout("grid", 2, (Stream("only", 2),), grids=((1, 2), (2, 1)))

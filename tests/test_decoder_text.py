@@ -97,6 +97,7 @@ def test_texts_that_do_not_fit_are_refused(decoder, tokens, noise):
         DecoderConfig(text=TextConditionConfig())
 
 
+@pytest.mark.slow
 def test_it_learns_what_only_the_text_says(layout, text_tokenizer):
     decoder = built(layout, text_tokenizer, spread=0.0)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
@@ -116,6 +117,7 @@ def test_it_learns_what_only_the_text_says(layout, text_tokenizer):
     assert error(swapped) > 2.5 * error(text)
 
 
+@pytest.mark.slow
 def test_captions_are_told_and_left_out_as_often_as_asked():
     pack = EmojiPack.open()
     sampler = SceneSampler(pack, mini_concepts(pack), "train")

@@ -148,6 +148,7 @@ def test_the_shipped_judge_counts_held_out_scenes():
     assert sum(right) >= 15
 
 
+@pytest.mark.slow
 def test_a_detector_that_teaches_sees_nothing_that_is_held_out(stage):
     teacher = DetectorStage(replace(stage.config, teacher=True), stage.pack)
     for one, some in ((teacher, False), (stage, True)):

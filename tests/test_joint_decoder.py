@@ -8,7 +8,8 @@ import torch
 from rebus.data.emoji import EmojiPack
 from rebus.data.scene_batches import pictures_of, scene_rows
 from rebus.model.command_line import SHIPPED_MODEL
-from rebus.model.decoder import DecoderConfig, DecoderPipeline, DiffusionDecoder
+from rebus.model.decoder import DecoderConfig, DiffusionDecoder
+from rebus.model.decoder_pipeline import DecoderPipeline
 from rebus.model.vae import load_vae
 from rebus.tokenizers.encoders.vit import VitEncoderConfig
 from rebus.tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerConfig

@@ -114,6 +114,7 @@ def test_a_model_learns_what_is_rewarded(stage_of, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_rollout_is_a_function_of_seed_step_and_weights_and_divides_among_processes(stage_of, tmp_path):
     config = config_of(tmp_path, batch_size=16, accumulation=2)
     one, again = (stage_of(config).batch(3, 0, 1) for _ in range(2))
@@ -198,6 +199,7 @@ class Stopping:
         self._stage.export(folder)
 
 
+@pytest.mark.slow
 def test_stopped_between_two_updates_on_a_rollout_and_resumed_equals_straight(stage_of, tmp_path):
     changes = {"updates_per_rollout": 2, "kl": AdaptiveKl(weight=0.1, target=1e-4), "steps": 5}
     straight, parts = (config_of(tmp_path / name, **changes) for name in ("straight", "parts"))

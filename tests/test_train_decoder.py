@@ -112,6 +112,7 @@ def test_it_paints_larger_than_the_tokenizer_sees(pack, frozen, monkeypatch):
     torch.testing.assert_close(larger.time, 2 * time / (1 + time))
 
 
+@pytest.mark.slow
 def test_a_decoder_that_reads_text_is_told_what_the_pictures_show(pack, frozen):
     text = TextConditionConfig(num_pieces=421, length=24, dim=16, depth=1, num_heads=2, in_encoder=False, drop_rate=0.5)
     config = config_of("tiny", frozen)
@@ -147,7 +148,9 @@ def test_cached_scenes_come_with_fresh_noise_and_spoilt_codes(pack, frozen, tmp_
     assert torch.equal(part.latents, later.latents.view(4, 2, *later.latents.shape[1:])[1::2].flatten(0, 1))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(one, marks=pytest.mark.slow) if one == "mini_256" else one for one in PRESETS]
+)
 def test_every_preset_builds_and_takes_a_loss(preset, pack, frozen):
     stage = DecoderStage(config_of(preset, frozen, batch_size=2), pack)
     loss, _ = stage.loss(stage.batch(0, 0, 1))

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from rebus.data.scene_text import DESCRIBE_REQUEST
 from rebus.model.command_line import refusing
-from rebus.model.decoder import DecoderPipeline, DiffusionDecoder
+from rebus.model.decoder import DiffusionDecoder
+from rebus.model.decoder_pipeline import DecoderPipeline
 from rebus.model.drawing import DrawingSettings
 from rebus.model.saved import SavedModel, describe
 from rebus.model.vae import load_vae

@@ -23,7 +23,8 @@ from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import caption
 from rebus.data.scenes import SCENE_SIZE_PX, Scene
 from rebus.model.code_condition import GridConditionConfig
-from rebus.model.decoder import DecoderConfig, DecoderPipeline
+from rebus.model.decoder import DecoderConfig
+from rebus.model.decoder_pipeline import DecoderPipeline
 from rebus.model.flow import interpolate, logit_normal_times, shifted, velocity_target
 from rebus.model.grid_places import listed
 from rebus.model.saved import WEIGHTS, file_hash

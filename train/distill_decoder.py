@@ -32,7 +32,8 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_batches import pictures_of, scene_rows
 from rebus.data.scene_sampler import SceneSampler
-from rebus.model.decoder import DecoderPipeline, DiffusionDecoder
+from rebus.model.decoder import DiffusionDecoder
+from rebus.model.decoder_pipeline import DecoderPipeline
 from rebus.model.flow import interpolate, logit_normal_times, velocity_target
 from rebus.model.saved import WEIGHTS, file_hash
 from rebus.model.vae import decode_latents, load_vae, rebuild
