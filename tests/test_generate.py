@@ -125,7 +125,8 @@ def test_codes_are_painted_from_the_file_of_all_and_from_that_of_a_picture(run):
     run("--from-tokens", "drawn/002-a-cat.json", "--seed", "5", "--steps", "1", "--output", "other.png")
     run("--from-tokens", "drawn/002-a-cat.json", "--seed", "5", "--decoder-guidance", "3", "--output", "strict.png")
     assert json.loads(Path("strict.json").read_text())["settings"]["decoder_guidance"] == 3.0
-    for name in ("other.png", "strict.png"):
+    run("--from-tokens", "drawn/002-a-cat.json", "--seed", "5", "--painter", "pixels", "--output", "pixels.png")
+    for name in ("other.png", "strict.png", "pixels.png"):
         assert (pixels(name) != pixels("second.png")).any()
 
 
