@@ -53,18 +53,20 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def plot(results: Sequence[Result], file: Path) -> None:
-    """Draws what a picture's bits buy: likeness, and how short the language model can make them."""
+    """Draws what a picture's bits, as few as the language model makes them, buy: likeness, and scenes to recognize."""
     from matplotlib.figure import Figure  # comes with the extra "evaluation"
 
     figure = Figure(figsize=(11, 5), layout="constrained")
-    likeness, language = figure.subplots(1, 2)
+    likeness, painted = figure.subplots(1, 2)
     for axes, of, label in (
         (likeness, lambda result: result["rebuilt"]["psnr_db"], "PSNR of rebuilt scenes, dB"),
-        (language, language_bits, "bits that the language model needs"),
+        (painted, lambda result: drawn(result["report"]["rebuilt_ceiling"]), "painted scenes that the judge sees"),
     ):
         for one in results:
-            axes.plot(one["bits"], of(one), "o")
-            axes.annotate(one["recipe"], (one["bits"], of(one)), textcoords="offset points", xytext=(4, 4), fontsize=8)
-        axes.set(xlabel="bits of a picture's codes", ylabel=label, xscale="log")
+            place = (language_bits(one), of(one))
+            axes.plot(*place, "o")
+            axes.annotate(one["recipe"], place, textcoords="offset points", xytext=(4, 4), fontsize=8)
+        axes.set(xlabel="bits that the language model needs for a picture", ylabel=label)
+        axes.margins(x=0.15)
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
