@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rebus.evaluation.benchmarks import DRAWING_TASKS
+from rebus.evaluation.drawing_benchmark import DRAWING_TASKS
 
 Result = dict[str, Any]
 

@@ -2,173 +2,169 @@
 
 python -m rebus.evaluation.report --model assets/mini
 python -m rebus.evaluation.report --model assets/mini --limit 8 --contact_sheet sheet.png --json
+python -m rebus.evaluation.report --model assets/mini --benchmarks drawing,vqa --output reports/mini
+
+With --output the marks of each benchmark lie in a file of their own: the same command goes on where it was stopped.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
-from rebus.data.scene_questions import QUESTION_KINDS
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
-from rebus.evaluation.benchmarks import (
-    DRAWING_TASKS,
-    Answer,
-    Caption,
-    JudgedDrawing,
-    UnifiedModel,
-    answers,
-    captions,
-    drawings,
-)
+from rebus.evaluation.benchmark import Benchmark, Workbench
+from rebus.evaluation.benchmarks import BENCHMARKS, chosen_benchmarks
 from rebus.evaluation.detector import SHIPPED_JUDGE, Detector
 from rebus.evaluation.drawing_sheet import drawing_sheet
-from rebus.evaluation.intervals import wilson
+from rebus.evaluation.figures import Figures, figures
 from rebus.evaluation.judges import Judge
+from rebus.evaluation.report_folder import Done, Evaluated, ReportFolder
+from rebus.evaluation.report_table import check_plots, markdown, plot, rows
 from rebus.evaluation.sign_reader import SignReader
 from rebus.model.command_line import CommandParser
+from rebus.model.drawing_files import write_whole
 from rebus.model.rebus import Rebus
+from rebus.model.saved import file_hash
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportSizes:
-    """How much a report asks of a model; the defaults take about two minutes on two cores."""
+def evaluate(bench: Workbench, benchmarks: Sequence[Benchmark], folder: ReportFolder | None = None) -> dict[str, Done]:
+    """Returns what benchmarks found out, by their names; those that the folder holds already are not run again.
 
-    num_drawings: int = 80
-    """Prompts of each drawing task."""
-    num_answers: int = 210
-    """Questions, shared evenly by the kinds."""
-    num_captions: int = 120
-    """Pictures to describe, shared evenly by the tasks of scenes."""
-    batch_size: int = 16
-    """Prompts or pictures given to the model at a time."""
-
-    def limited(self, limit: int) -> "ReportSizes":
-        """Returns the sizes with none of the numbers above the limit.
-
-        Raises:
-            ValueError: if the limit is below 1.
-        """
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}")
-        numbers = (min(limit, number) for number in (self.num_drawings, self.num_answers, self.num_captions))
-        return ReportSizes(**dict(zip(("num_drawings", "num_answers", "num_captions"), numbers, strict=True)))
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """Everything that a model did, and the marks it got."""
-
-    drawings: dict[str, list[JudgedDrawing]]
-    """By the names of ``DRAWING_TASKS``."""
-    answers: list[Answer]
-    captions: list[Caption]
-    seconds: float
-
-    def figures(self) -> dict[str, Any]:
-        """Returns each score with its 95 % interval, by task, what true and rebuilt pictures score, and the seconds."""
-        drawn = {name: [one.verdict.passed for one in done] for name, done in self.drawings.items()}
-        true = {name: [one.true_verdict.passed for one in done] for name, done in self.drawings.items()}
-        rebuilt = {name: [one.rebuilt_verdict.passed for one in done] for name, done in self.drawings.items()}
-        kinds = {kind: [one.passed for one in self.answers if one.kind == kind] for kind in QUESTION_KINDS}
-        return {
-            **_scores(drawn),
-            **_scores({"vqa": [one.passed for one in self.answers]}),
-            **_scores({"caption_facts": [one.share for one in self.captions]}),
-            "vqa_by_kind": _scores(kinds),
-            "judge_ceiling": _scores(true),
-            "rebuilt_ceiling": _scores(rebuilt),
-            "seconds": self.seconds,
-        }
-
-
-def evaluate(
-    model: UnifiedModel,
-    judge: Judge,
-    samples: SceneSamples,
-    sizes: ReportSizes,
-    say: Callable[[str], None] = lambda _: None,
-) -> Report:
-    """Returns what a model does on the scenes of ``samples``, which should be held out.
-
-    Args:
-        model: what is evaluated.
-        judge: what looks at the drawings.
-        samples: where prompts, questions and pictures come from.
-        sizes: how many of each.
-        say: is told what is under way.
+    Raises:
+        ValueError: if the folder holds one that was run on another model, or otherwise.
     """
-    start, done = time.monotonic(), {}
-    for name, task in DRAWING_TASKS.items():
-        say(f"drawing: {name}")
-        done[name] = drawings(model, judge, samples, task, sizes.num_drawings, sizes.batch_size)
-    say("answering")
-    answered = answers(model.answers, samples, sizes.num_answers, sizes.batch_size)
-    say("describing")
-    told = captions(model, samples, sizes.num_captions, sizes.batch_size)
-    return Report(done, answered, told, time.monotonic() - start)
+    kept = {one.name: folder.load(one) if folder else None for one in benchmarks}  # all, before any work
+    result = {}
+    for one in benchmarks:
+        done = kept[one.name]
+        if done is None:
+            start = time.monotonic()
+            done = Done(one.run(bench), time.monotonic() - start)
+            if folder:
+                folder.save(one, done)
+        result[one.name] = done
+    return result
 
 
 def main(argv: list[str] | None = None) -> None:
     """Reports on the model that the command line names."""
+    parser, console = _parser(), Console()
+    options = parser.parse(argv)
+    with parser.refusing():
+        names = None if options.benchmarks is None else options.benchmarks.split(",")
+        if options.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {options.seed}")
+        benchmarks = chosen_benchmarks(names, options.limit, _paths(options.path))
+        _check_files(options.output, options.contact_sheet, benchmarks)
+        samples = _held_out_samples()
+        folders = [options.judge, *([options.second_judge] if options.second_judge else [])]
+        judges = load_judges(folders, samples) if any(one.is_judged for one in benchmarks) else ()
+        model = Rebus.load(options.model, device=options.device, dtype=options.dtype)
+        evaluated = Evaluated(
+            model_hash=model.saved.hash,
+            dtype=options.dtype,
+            seed=options.seed,
+            judges=tuple(file_hash(folder / "model.safetensors") for folder in folders if judges),
+        )
+        with console.status("") as status:
+            bench = Workbench(model=model, samples=samples, judges=judges, seed=options.seed, say=status.update)
+            done = evaluate(bench, benchmarks, ReportFolder(options.output, evaluated) if options.output else None)
+    found = {
+        "model": str(options.model),
+        "model_hash": evaluated.model_hash,
+        "seed": options.seed,
+        "benchmarks": {one.name: evaluated.made_with(one)["benchmark"] for one in benchmarks},
+        **figures({name: one.outcome for name, one in done.items()}, options.seed),
+        "seconds": sum(one.seconds for one in done.values()),
+    }
+    _show(found, console)
+    if options.contact_sheet is not None:
+        shown = [picture for one in done.values() for picture in one.outcome.shown.values()]
+        drawing_sheet(shown).save(options.contact_sheet)
+    if options.output is not None:
+        _write(found, options.output)
+    if options.json:
+        print(json.dumps(found))
+
+
+def load_judges(folders: Sequence[Path], samples: SceneSamples) -> tuple[Judge, ...]:
+    """Returns a judge for each folder of a detector; all read signs with the same engine.
+
+    Raises:
+        ValueError: if a folder holds no detector, or one that does not know all that is asked for, or a package that
+            judges is not installed.
+    """
+    reader, judges = None, []
+    for folder in folders:
+        detector = Detector.load(folder)
+        if unknown := set(samples.sampler.concepts) - set(detector.concepts):
+            names = ", ".join(sorted(samples.pack.concepts[concept].label for concept in unknown))
+            raise ValueError(f"{folder} must know all objects that are asked for, got none of {names}")
+        reader = reader or SignReader()
+        judges.append(Judge(detector, reader, samples.pack))
+    return tuple(judges)
+
+
+def _parser() -> CommandParser:
     parser = CommandParser(__doc__)
     parser.add_model_flags()
+    known = ",".join(one.name for one in BENCHMARKS)
+    parser.add_argument("--benchmarks", help=f"which, of {known} (default: all that need no path)")
+    parser.add_argument("--path", action="append", default=[], metavar="NAME=PATH", help="files of a benchmark")
+    parser.add_argument("--output", type=Path, help="folder for marks, report.json, report.md, scores.png and pictures")
     parser.add_argument("--judge", type=Path, default=SHIPPED_JUDGE, help="saved detector (default: the shipped one)")
+    parser.add_argument("--second_judge", type=Path, help="another saved detector, whose scores stand beside the first")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawings and of the resampling (default: 0)")
     parser.add_argument("--limit", type=int, help="most prompts, questions and pictures of each task")
     parser.add_argument("--contact_sheet", type=Path, help="file for a picture of all drawings with their verdicts")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    options = parser.parse(argv)
-    pack, console = EmojiPack.open(), Console()
-    samples = SceneSamples(SceneSampler(pack, mini_concepts(pack), "held_out"))
-    with parser.refusing():
-        sizes = ReportSizes() if options.limit is None else ReportSizes().limited(options.limit)
-        detector = Detector.load(options.judge)
-        if unknown := set(samples.sampler.concepts) - set(detector.concepts):
-            names = ", ".join(sorted(pack.concepts[concept].label for concept in unknown))
-            raise ValueError(f"{options.judge} must know all objects that are asked for, got none of {names}")
-        judge = Judge(detector, SignReader(), pack)
-        sheet = options.contact_sheet
-        if sheet is not None and (sheet.suffix != ".png" or not sheet.parent.is_dir()):
-            raise ValueError(f"--contact_sheet must be a .png file in a folder that exists, got {sheet}")
-        model = Rebus.load(options.model, device=options.device, dtype=options.dtype)
-        with console.status("") as status:
-            report = evaluate(model, judge, samples, sizes, status.update)
-    figures = report.figures()
-    console.print(_table(figures))
+    return parser
+
+
+def _paths(given: Sequence[str]) -> dict[str, Path]:
+    """Returns paths by the names of benchmarks."""
+    if wrong := [one for one in given if "=" not in one]:
+        raise ValueError(f"--path must be NAME=PATH, got {', '.join(wrong)}")
+    return {name: Path(path) for name, _, path in (one.partition("=") for one in given)}
+
+
+def _check_files(output: Path | None, sheet: Path | None, benchmarks: Sequence[Benchmark]) -> None:
+    """Refuses what could not be written after the work."""
+    if output is not None:
+        check_plots()
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"--output must be a folder, got the file {output}")
     if sheet is not None:
-        drawing_sheet([one for done in report.drawings.values() for one in done]).save(sheet)
-    if options.json:
-        print(json.dumps({"model": str(options.model), **figures}))
+        if sheet.suffix != ".png" or not sheet.parent.is_dir():
+            raise ValueError(f"--contact_sheet must be a .png file in a folder that exists, got {sheet}")
+        if not any(one.is_judged for one in benchmarks):
+            raise ValueError("--contact_sheet must go with a benchmark that draws, got none")
 
 
-def _scores(marks: Mapping[str, Sequence[bool | float]]) -> dict[str, dict[str, float]]:
-    """Returns the score of each list of marks; none for an empty one."""
-    return {name: asdict(wilson(values)) for name, values in marks.items() if values}
+def _write(found: Figures, folder: Path) -> None:
+    text = {"report.json": json.dumps(found, indent=1) + "\n", "report.md": markdown(found)}
+    write_whole({folder / name: content.encode() for name, content in text.items()})
+    plot(found, folder / "scores.png")
 
 
-def _table(figures: dict[str, Any]) -> Table:
-    """Returns the scores beside those of the true pictures, and of these encoded and painted again."""
-    table = Table("task", "score", "95 % interval", "of", "true pictures", "rebuilt")
-    for name, value in figures.items():
-        if isinstance(value, dict) and "score" in value:
-            ceilings = [figures[f"{kind}_ceiling"].get(name) for kind in ("judge", "rebuilt")]
-            table.add_row(*_cells(name, value), *(f"{one['score']:.3f}" if one else "" for one in ceilings))
-    for kind, value in figures["vqa_by_kind"].items():
-        table.add_row(*_cells(f"  vqa: {kind}", value))
-    table.title = f"held-out scenes, {figures['seconds']:.0f} s"
-    return table
+def _held_out_samples() -> SceneSamples:
+    pack = EmojiPack.open()
+    return SceneSamples(SceneSampler(pack, mini_concepts(pack), "held_out"))
 
 
-def _cells(name: str, value: dict[str, float]) -> tuple[str, str, str, str]:
-    return name, f"{value['score']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}", str(value["n"])
+def _show(found: Figures, console: Console) -> None:
+    headings, *lines = rows(found)
+    table = Table(*headings, title=f"held-out scenes, {found['seconds']:.0f} s")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
 
 
 if __name__ == "__main__":

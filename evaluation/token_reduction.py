@@ -18,7 +18,7 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
-from rebus.evaluation.benchmarks import answers
+from rebus.evaluation.answer_benchmark import answers
 from rebus.evaluation.intervals import wilson
 from rebus.model.command_line import CommandParser
 from rebus.model.rebus import Rebus

@@ -4,9 +4,9 @@ from dataclasses import asdict
 import pytest
 
 from rebus.evaluation import compare_tokenizers
-from rebus.evaluation.benchmarks import DRAWING_TASKS
 from rebus.evaluation.compare_tokenizers import Budget, Trial
 from rebus.evaluation.comparison_table import COLUMNS, language_bits, markdown, plot
+from rebus.evaluation.drawing_benchmark import DRAWING_TASKS
 
 
 def result(recipe="llamagen", bits=768.0, **changes):

@@ -12,7 +12,7 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import BACKGROUNDS, TASKS, Item, Scene, draw
-from rebus.evaluation.benchmarks import normalized
+from rebus.evaluation.answer_benchmark import normalized
 from rebus.evaluation.caption_facts import CaptionReader, scene_facts
 from rebus.evaluation.detector import Detection
 from rebus.evaluation.intervals import wilson
