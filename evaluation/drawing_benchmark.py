@@ -32,6 +32,8 @@ DRAWING_TASKS = {
     "sign_text": "sign",
 }
 """Names of the drawing tasks in the report, and the tasks of the scenes that they ask for."""
+ALL_DRAWINGS = "drawings"
+"""The score of all tasks together, each of which has as many prompts."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Kept = TypeVar("Kept")
@@ -41,7 +43,7 @@ _Found = tuple[Mapping[str, Kept], Mapping[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingBenchmark:
-    """Prompts of each drawing task.
+    """Prompts of each drawing task, and the score of all together.
 
     Beside each score stand those of the composed scenes (where they fail, the judge is at fault) and of these encoded
     and painted again (where they fail, image tokenizer and decoder cannot show the scene).
@@ -74,6 +76,10 @@ class DrawingBenchmark:
             found = _drawn(bench, asked, score)
             marks |= found.marks
             shown |= found.shown
+        for group in ("", *(f"{one}/" for one in (JUDGE_CEILING, REBUILT_CEILING, SECOND_JUDGE, SECOND_JUDGE_CEILING))):
+            parts = [marks[f"{group}{score}"] for score in DRAWING_TASKS if f"{group}{score}" in marks]
+            if parts:
+                marks[f"{group}{ALL_DRAWINGS}"] = _together(parts)
         return Outcome(marks=marks, shown=shown)
 
 
@@ -115,6 +121,13 @@ def _drawn(bench: Workbench, asked: Mapping[str, tuple[Scene, str]], score: str)
 
 def _marks(verdicts: Mapping[str, Verdict], failed: Mapping[str, str]) -> Marks:
     return Marks(each={item: float(one.passed) for item, one in verdicts.items()}, failed=failed)
+
+
+def _together(parts: Sequence[Marks]) -> Marks:
+    return Marks(
+        each={item: mark for one in parts for item, mark in one.each.items()},
+        failed={item: why for one in parts for item, why in one.failed.items()},
+    )
 
 
 def _shown(prompt: str, picture: Picture, verdict: Verdict | None) -> Shown:

@@ -25,7 +25,7 @@ from rebus.evaluation.detector import SHIPPED_JUDGE, Detector
 from rebus.evaluation.drawing_sheet import drawing_sheet
 from rebus.evaluation.figures import Figures, figures
 from rebus.evaluation.judges import Judge
-from rebus.evaluation.report_folder import Done, Evaluated, ReportFolder
+from rebus.evaluation.report_folder import REPORT, Done, Evaluated, ReportFolder
 from rebus.evaluation.report_table import check_plots, markdown, plot, rows
 from rebus.evaluation.sign_reader import SignReader
 from rebus.model.command_line import CommandParser
@@ -149,7 +149,7 @@ def _check_files(output: Path | None, sheet: Path | None, benchmarks: Sequence[B
 
 
 def _write(found: Figures, folder: Path) -> None:
-    text = {"report.json": json.dumps(found, indent=1) + "\n", "report.md": markdown(found)}
+    text = {REPORT: json.dumps(found, indent=1) + "\n", "report.md": markdown(found)}
     write_whole({folder / name: content.encode() for name, content in text.items()})
     plot(found, folder / "scores.png")
 

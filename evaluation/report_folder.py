@@ -14,6 +14,8 @@ from rebus.model.drawing_files import write_whole
 
 _FORMAT = 1
 _PICTURES = "pictures"
+REPORT = "report.json"
+"""The file of the scores; there once all benchmarks are."""
 
 
 @dataclass(frozen=True, kw_only=True)

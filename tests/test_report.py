@@ -116,6 +116,11 @@ def outcomes(bench, benchmarks=BENCHMARKS):
 def test_figures_of_a_model_that_draws_all_but_signs(bench):
     found = figures(outcomes(bench), seed=0)
     scores = {group: {name: found[group][name]["score"] for name in DRAWING_TASKS} for group in CEILINGS}
+    assert (
+        (found["drawings"]["score"], found["drawings"]["n"])
+        == (15 / 18, 18)
+        == tuple(found["rebuilt_ceiling"]["drawings"][key] for key in ("score", "n"))
+    )
     perfect = dict.fromkeys(DRAWING_TASKS, 1.0)
     assert {name: found[name]["score"] for name in DRAWING_TASKS} == perfect | {"sign_text": 0.0}
     assert scores == {"judge_ceiling": perfect, "rebuilt_ceiling": perfect | {"counting": 0.0}}
@@ -196,10 +201,10 @@ def test_two_judges_and_how_they_agree(bench):
     assert found["second_judge"]["one_object"]["score"] == 0 == found["second_judge_ceiling"]["one_object"]["score"]
     assert found["judge_agreement"]["one_object"] == {"same": 0.0, "kendall": None, "n": 3}
     assert found["judge_agreement"]["background"]["same"] == found["second_judge"]["background"]["score"] > 0
-    assert found["judge_agreement"]["all_scores"]["n"] == 6
-    expected = kendall_rank_corrcoef(torch.tensor([1.0] * 5 + [0]), torch.tensor([0.0] * 4 + [1, 0]))
-    assert found["judge_agreement"]["all_scores"]["kendall"] == pytest.approx(expected.item())
-    assert "Order of the 6 scores by both judges: Kendall's tau 0.20" in markdown(found | MADE)
+    both = [[one["score"] for one in (found[name], found["second_judge"][name])] for name in found["second_judge"]]
+    expected = kendall_rank_corrcoef(*torch.tensor(both).T).item()
+    assert found["judge_agreement"]["all_scores"] == {"kendall": pytest.approx(expected), "n": 7}
+    assert f"Order of the 7 scores by both judges: Kendall's tau {expected:.2f}" in markdown(found | MADE)
 
 
 def test_sheet_frames_what_passed_in_green_and_what_failed_in_red(bench):
