@@ -47,6 +47,7 @@ def figures(outcomes: Mapping[str, Outcome], seed: int) -> Figures:
     for outcome in outcomes.values():
         for name, value in outcome.others.items():
             _put(found, name, value)
+    found["others"] = [name for outcome in outcomes.values() for name in outcome.others]
     found["failures"] = {name: dict(Counter(one.failed.values())) for name, one in marks.items() if one.failed}
     judged = {name: (marks[name], marks[f"{SECOND_JUDGE}/{name}"]) for name in found.get(SECOND_JUDGE, ())}
     if judged:

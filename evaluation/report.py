@@ -21,17 +21,15 @@ from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
 from rebus.evaluation.benchmark import Benchmark, Workbench
 from rebus.evaluation.benchmarks import BENCHMARKS, chosen_benchmarks
-from rebus.evaluation.detector import SHIPPED_JUDGE, Detector
+from rebus.evaluation.chosen_judges import SPRITES, identity, load_judges
+from rebus.evaluation.detector import SHIPPED_JUDGE
 from rebus.evaluation.drawing_sheet import drawing_sheet
 from rebus.evaluation.figures import Figures, figures
-from rebus.evaluation.judges import Judge
 from rebus.evaluation.report_folder import REPORT, Done, Evaluated, ReportFolder
 from rebus.evaluation.report_table import check_plots, markdown, plot, rows
-from rebus.evaluation.sign_reader import SignReader
 from rebus.model.command_line import CommandParser
 from rebus.model.drawing_files import write_whole
 from rebus.model.rebus import Rebus
-from rebus.model.saved import file_hash
 
 
 def evaluate(bench: Workbench, benchmarks: Sequence[Benchmark], folder: ReportFolder | None = None) -> dict[str, Done]:
@@ -64,14 +62,14 @@ def main(argv: list[str] | None = None) -> None:
         benchmarks = chosen_benchmarks(names, options.limit, _paths(options.path))
         _check_files(options.output, options.contact_sheet, benchmarks)
         samples = _held_out_samples()
-        folders = [options.judge, *([options.second_judge] if options.second_judge else [])]
-        judges = load_judges(folders, samples) if any(one.is_judged for one in benchmarks) else ()
+        named = [str(options.judge), *([options.second_judge] if options.second_judge else [])]
+        judges = load_judges(named, samples) if any(one.is_judged for one in benchmarks) else ()
         model = Rebus.load(options.model, device=options.device, dtype=options.dtype)
         evaluated = Evaluated(
             model_hash=model.saved.hash,
             dtype=options.dtype,
             seed=options.seed,
-            judges=tuple(file_hash(folder / "model.safetensors") for folder in folders if judges),
+            judges=tuple(identity(name) for name in named if judges),
         )
         with console.status("") as status:
             bench = Workbench(model=model, samples=samples, judges=judges, seed=options.seed, say=status.update)
@@ -94,24 +92,6 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(found))
 
 
-def load_judges(folders: Sequence[Path], samples: SceneSamples) -> tuple[Judge, ...]:
-    """Returns a judge for each folder of a detector; all read signs with the same engine.
-
-    Raises:
-        ValueError: if a folder holds no detector, or one that does not know all that is asked for, or a package that
-            judges is not installed.
-    """
-    reader, judges = None, []
-    for folder in folders:
-        detector = Detector.load(folder)
-        if unknown := set(samples.sampler.concepts) - set(detector.concepts):
-            names = ", ".join(sorted(samples.pack.concepts[concept].label for concept in unknown))
-            raise ValueError(f"{folder} must know all objects that are asked for, got none of {names}")
-        reader = reader or SignReader()
-        judges.append(Judge(detector, reader, samples.pack))
-    return tuple(judges)
-
-
 def _parser() -> CommandParser:
     parser = CommandParser(__doc__)
     parser.add_model_flags()
@@ -120,7 +100,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--path", action="append", default=[], metavar="NAME=PATH", help="files of a benchmark")
     parser.add_argument("--output", type=Path, help="folder for marks, report.json, report.md, scores.png and pictures")
     parser.add_argument("--judge", type=Path, default=SHIPPED_JUDGE, help="saved detector (default: the shipped one)")
-    parser.add_argument("--second_judge", type=Path, help="another saved detector, whose scores stand beside the first")
+    second = f"another saved detector, or {SPRITES}: the judge that learned nothing"
+    parser.add_argument("--second_judge", help=f"its scores stand beside the first's: {second}")
     parser.add_argument("--seed", type=int, default=0, help="of the drawings and of the resampling (default: 0)")
     parser.add_argument("--limit", type=int, help="most prompts, questions and pictures of each task")
     parser.add_argument("--contact_sheet", type=Path, help="file for a picture of all drawings with their verdicts")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rebus.evaluation.benchmark import JUDGE_CEILING, REBUILT_CEILING, SECOND_JUDGE, SECOND_JUDGE_CEILING
-from rebus.evaluation.figures import AGREEMENT, ALL_SCORES, Figures, scores_in
+from rebus.evaluation.figures import AGREEMENT, ALL_SCORES, Figures, found_in, scores_in
 
 _BESIDE = {
     JUDGE_CEILING: "true pictures",
@@ -33,11 +33,13 @@ def rows(found: Figures) -> list[list[str]]:
 
 
 def markdown(found: Figures) -> str:
-    """Returns what the report was made with, the table, how the judges agree, and what failed."""
+    """Returns what the report was made with, the table, further figures, how the judges agree, and what failed."""
     headings, *lines = rows(found)
     table = [headings, ["---", *["---:"] * (len(headings) - 1)], *lines]
     text = f"`{found['model']}`, hash {found['model_hash']}, seed {found['seed']}, {found['seconds']:.0f} s\n\n"
     text += "".join(f"| {' | '.join(line)} |\n" for line in table)
+    for name in found["others"]:
+        text += f"\n{name}: {found_in(found, name):.4g}\n"
     ranked = found.get(AGREEMENT, {}).get(ALL_SCORES, {})
     if ranked.get("kendall") is not None:
         text += f"\nOrder of the {ranked['n']} scores by both judges: Kendall's tau {ranked['kendall']:.2f}.\n"

@@ -13,6 +13,7 @@ from rebus.evaluation.benchmark import Marks, Outcome
 from rebus.evaluation.figures import figures, score_of
 from rebus.evaluation.intervals import bootstrap, wilson
 from rebus.evaluation.paired_tests import NUM_FLIPS, mcnemar, sign_flip
+from rebus.evaluation.report_table import markdown
 
 FEW = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=8)
 
@@ -62,7 +63,10 @@ def test_right_or_wrong_has_the_interval_of_wilson_and_all_else_the_bootstrap():
 def test_figures_lie_in_their_groups_and_an_interval_knows_no_other_score():
     marks = {"loss": Marks(each={"a": 1.5, "b": 4.0}, kind="lower"), "by/kind/deep": Marks(each={}, failed={"a": "no"})}
     found = figures({"text": Outcome(marks=marks, others={"by/f1": 0.25})}, seed=3)
-    assert found["by"]["f1"] == 0.25 and found["by"]["kind/deep"]["failed"] == 1
+    assert found["by"]["f1"] == 0.25 and found["others"] == ["by/f1"]
+    made = {"model": "somewhere", "model_hash": "0123", "seed": 0, "seconds": 1.0}
+    assert "\nby/f1: 0.25\n" in markdown(found | made)
+    assert found["by"]["kind/deep"]["failed"] == 1
     assert found["failures"] == {"by/kind/deep": {"no": 1}}
     again = figures(
         {"first": Outcome(marks={"other": Marks(each={"a": 0.5, "b": 0.1})}), "text": Outcome(marks=marks)}, 3
