@@ -22,7 +22,7 @@ from rebus.model.drawing_files import write_whole
 MOST_PAIRS = 40
 """Pairs of drawings on a sheet that the first model got right, and as many that the second did."""
 _MAY_DIFFER = ("number", "path")
-"""Fields of a benchmark with which an item of a name stays the same."""
+"""Fields of a benchmark with which an item of a name stays the same; of a file the hash counts, not the path."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -26,7 +26,7 @@ from rebus.evaluation.detector import SHIPPED_JUDGE
 from rebus.evaluation.drawing_sheet import drawing_sheet
 from rebus.evaluation.figures import Figures, figures
 from rebus.evaluation.report_folder import REPORT, Done, Evaluated, ReportFolder
-from rebus.evaluation.report_table import check_plots, markdown, plot, rows
+from rebus.evaluation.report_table import check_plots, failures, markdown, plot, rows
 from rebus.model.command_line import CommandParser
 from rebus.model.drawing_files import write_whole
 from rebus.model.rebus import Rebus
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": sum(one.seconds for one in done.values()),
     }
     _show(found, console)
-    if options.contact_sheet is not None:
-        shown = [picture for one in done.values() for picture in one.outcome.shown.values()]
+    shown = [picture for one in done.values() for picture in one.outcome.shown.values()]
+    if options.contact_sheet is not None and shown:
         drawing_sheet(shown).save(options.contact_sheet)
     if options.output is not None:
         _write(found, options.output)
@@ -146,6 +146,8 @@ def _show(found: Figures, console: Console) -> None:
     for line in lines:
         table.add_row(*line)
     console.print(table)
+    for line in failures(found):
+        console.print(f"failed: {line}", markup=False)
 
 
 if __name__ == "__main__":

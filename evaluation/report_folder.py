@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rebus.evaluation.benchmark import Benchmark, Marks, Outcome, Shown
+from rebus.evaluation.benchmark import Benchmark, FileBenchmark, Marks, Outcome, Shown
 from rebus.model.drawing_files import write_whole
+from rebus.model.saved import file_hash
 
 _FORMAT = 1
 _PICTURES = "pictures"
@@ -35,6 +36,8 @@ class Evaluated:
         """Returns what the marks of a benchmark depend on, as it is written."""
         assert is_dataclass(benchmark) and not isinstance(benchmark, type)
         config = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(benchmark).items()}
+        if isinstance(benchmark, FileBenchmark) and benchmark.path is not None and benchmark.path.is_file():
+            config["file_hash"] = file_hash(benchmark.path)
         judges = self.judges if benchmark.is_judged else ()
         return {"format": _FORMAT, **asdict(self), "judges": judges, "benchmark": config}
 

@@ -43,11 +43,15 @@ def markdown(found: Figures) -> str:
     ranked = found.get(AGREEMENT, {}).get(ALL_SCORES, {})
     if ranked.get("kendall") is not None:
         text += f"\nOrder of the {ranked['n']} scores by both judges: Kendall's tau {ranked['kendall']:.2f}.\n"
-    if found["failures"]:
-        text += "\nFailed, and no part of a score:\n\n"
-    for name, reasons in found["failures"].items():
-        text += "".join(f"- {name}: {' '.join(why.split())} ({number})\n" for why, number in reasons.items())
+    if failed := failures(found):
+        text += "\nFailed, and no part of a score:\n\n" + "".join(f"- {line}\n" for line in failed)
     return text
+
+
+def failures(found: Figures) -> list[str]:
+    """Returns a line for each score and reason for which items could not be marked, with their number."""
+    reasons = ((name, why, number) for name, all_of in found["failures"].items() for why, number in all_of.items())
+    return [f"{name}: {' '.join(why.split())} ({number})" for name, why, number in reasons]
 
 
 def plot(found: Figures, path: Path) -> None:

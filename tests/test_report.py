@@ -28,7 +28,7 @@ from rebus.evaluation.drawing_sheet import drawing_sheet
 from rebus.evaluation.figures import figures
 from rebus.evaluation.judges import Judge
 from rebus.evaluation.report import evaluate
-from rebus.evaluation.report_folder import read_done
+from rebus.evaluation.report_folder import Evaluated, read_done
 from rebus.evaluation.report_table import markdown
 
 BENCHMARKS = (DrawingBenchmark(number=3), AnswerBenchmark(number=14), CaptionBenchmark(number=6))
@@ -304,6 +304,11 @@ def test_benchmarks_that_need_a_path_run_where_they_are_given_one(tmp_path):
     file.write_text("a cat")
     assert chosen_benchmarks(None, None, {}, among) == list(BENCHMARKS)
     assert chosen_benchmarks(None, 2, {"file": file}, among)[-1] == FromFile(number=2, path=file)
+    evaluated = Evaluated(model_hash="0", dtype="float32", seed=0, judges=("11",))
+    hashes = [evaluated.made_with(FromFile(path=file))["benchmark"]["file_hash"]]
+    file.write_text("a dog")
+    assert hashes != [evaluated.made_with(FromFile(path=file))["benchmark"]["file_hash"]]
+    assert evaluated.made_with(FromFile(path=file))["judges"] == ()
     assert chosen_benchmarks(["vqa", "vqa"], 20, {}, among) == [BENCHMARKS[1]]
     for names, paths, message in (
         (["file"], {}, "file must have the path of its files, got none: --path file=PATH"),
