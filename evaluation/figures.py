@@ -21,16 +21,17 @@ ALL_SCORES = "all_scores"
 def score_of(marks: Marks, generator: torch.Generator) -> Figures:
     """Returns a score with its 95 % interval and the numbers of marked and failed items.
 
-    Marks of 0 and 1 have Wilson's interval: resampling 80 right answers of 80 gives nothing but right answers, an
-    interval without width, and close to 0 and 1 it is too narrow. All others have that of the bootstrap.
+    Marks of 0 and 1, and shares that are all the same, have Wilson's interval: resampling 80 right answers of 80 gives
+    nothing but right answers, an interval without width, and close to 0 and 1 it is too narrow. All others have that
+    of the bootstrap.
     """
     values = list(marks.each.values())
     if not values:
         nothing = dict.fromkeys(("score", "low", "high", "interval"))
         return nothing | {"n": 0, "failed": len(marks.failed), "kind": marks.kind}
-    exact = is_right_or_wrong(values) and marks.kind == "share"
-    found = wilson(values) if exact else bootstrap(values, generator)
-    interval = "wilson" if exact else "bootstrap"
+    resampled = marks.kind != "share" or not (is_right_or_wrong(values) or len(set(values)) == 1)
+    found = bootstrap(values, generator) if resampled else wilson(values)
+    interval = "bootstrap" if resampled else "wilson"
     return {**asdict(found), "interval": interval, "failed": len(marks.failed), "kind": marks.kind}
 
 

@@ -68,7 +68,7 @@ def plot(found: Figures, path: Path) -> None:
         scores = [named[name]["score"] for name in names]
         below, above = ([abs(named[name][end] - named[name]["score"]) for name in names] for end in ("low", "high"))
         axes.errorbar(scores, names, xerr=(below, above), fmt="o", capsize=3)
-        for marker, (group, heading) in zip("|+xs", _BESIDE.items(), strict=True):
+        for marker, (group, heading) in zip("|+x2", _BESIDE.items(), strict=True):
             beside = {name: one["score"] for name, one in found.get(group, {}).items() if name in names and one["n"]}
             if beside:
                 axes.plot(list(beside.values()), list(beside), marker, label=heading)
@@ -76,7 +76,7 @@ def plot(found: Figures, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.set_xlabel("mean of marks, 95 % interval")
     if figure.axes[0].get_legend_handles_labels()[0]:
-        figure.axes[0].legend()
+        figure.legend(loc="outside upper center", ncols=len(_BESIDE))
     figure.savefig(path, dpi=120)
 
 

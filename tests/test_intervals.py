@@ -53,6 +53,7 @@ def test_right_or_wrong_has_the_interval_of_wilson_and_all_else_the_bootstrap():
         return score_of(Marks(each=each, kind=kind), generator())
 
     assert of(1.0, 1.0, 1.0)["interval"] == "wilson" and of(1.0, 1.0, 1.0)["low"] == wilson([1.0] * 3).low > 0.4
+    assert of(0.5)["interval"] == "wilson" and of(0.5)["high"] > 0.9
     assert of(1.0, 0.5)["interval"] == "bootstrap" == of(1.0, 0.0, kind="lower")["interval"]
     assert of(2.0, 7.0, kind="lower") == {
         **{"score": 4.5, "low": 2.0, "high": 7.0, "n": 2},
