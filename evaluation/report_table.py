@@ -75,8 +75,9 @@ def plot(found: Figures, path: Path) -> None:
         axes.invert_yaxis()
         axes.grid(alpha=0.3)
         axes.set_xlabel("mean of marks, 95 % interval")
-    if figure.axes[0].get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=len(_BESIDE))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     figure.savefig(path, dpi=120)
 
 
