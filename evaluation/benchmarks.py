@@ -9,8 +9,18 @@ from rebus.evaluation.answer_benchmark import AnswerBenchmark
 from rebus.evaluation.benchmark import Benchmark, FileBenchmark
 from rebus.evaluation.caption_benchmark import CaptionBenchmark
 from rebus.evaluation.drawing_benchmark import DrawingBenchmark
+from rebus.evaluation.geneval_benchmark import GenEvalBenchmark
+from rebus.evaluation.words_benchmark import LongTextBenchmark, PartiBenchmark
 
-BENCHMARKS: tuple[Benchmark, ...] = (DrawingBenchmark(), AnswerBenchmark(), CaptionBenchmark())
+BENCHMARKS: tuple[Benchmark, ...] = (
+    DrawingBenchmark(),
+    AnswerBenchmark(),
+    CaptionBenchmark(),
+    GenEvalBenchmark(),
+    GenEvalBenchmark(wording="reworded"),
+    LongTextBenchmark(),
+    PartiBenchmark(),
+)
 """At their full sizes, in the order of the report."""
 
 

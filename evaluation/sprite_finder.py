@@ -28,6 +28,8 @@ _CELL_PX = 4
 """Pictures and emoji are looked at as means of squares of so many pixels: so far apart are the places tried."""
 _RIM_PX = 8
 """So far may an object stand out of the picture."""
+_LEAST_LIKENESS = 0.75
+"""Cosine of a box and an emoji, both without the ground, from which on it is an object."""
 _FAINTEST = 0.05
 """A box must differ from the ground by more than so much of full scale to be like anything."""
 _UNLIKENESS_COST = 1.2
@@ -46,18 +48,15 @@ class SpriteFinder:
     Args:
         pack: what the emoji look like.
         concepts: the ids of those that are looked for.
-        threshold: least cosine of a box and an emoji, both without the ground, to be an object.
 
     Raises:
-        ValueError: if there are no concepts, or the threshold is not in (0, 1).
+        ValueError: if there are no concepts.
     """
 
-    def __init__(self, pack: EmojiPack, concepts: Sequence[str], threshold: float = 0.75) -> None:
+    def __init__(self, pack: EmojiPack, concepts: Sequence[str]) -> None:
         if not concepts:
             raise ValueError("concepts must name at least one concept, got none")
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold must be between 0 and 1, got {threshold}")
-        self.concepts, self.threshold = tuple(concepts), threshold
+        self.concepts = tuple(concepts)
         self._sprites = {size: _sprites(pack, self.concepts, size) for size in SIZES_PX}
         self._templates: dict[tuple[int, int], Tensor] = {}
 
@@ -92,13 +91,12 @@ class SpriteFinder:
             norm = (energy + _FAINTEST**2 * side**2).sqrt()
             likeness, emoji = (F.conv2d(cells, self._template(size, ground)) / norm).max(dim=1)
             explained = energy[:, 0] * (likeness.square() * (1 + _UNLIKENESS_COST) - _UNLIKENESS_COST)
-            for picture, row, column in (likeness >= self.threshold).nonzero().tolist():
+            for picture, row, column in (likeness >= _LEAST_LIKENESS).nonzero().tolist():
                 place = picture, row, column
                 identifier = self.concepts[int(emoji[place]) // len(STYLES)]
                 x, y = (cell * _CELL_PX - _RIM_PX + size / 2 for cell in (column, row))
                 one = Detection(identifier, x, y, float(size), min(1.0, float(likeness[place])))
-                # A large box holds more than a small one: each counts by the square of its side.
-                found[picture].append((float(explained[place]) * _CELL_PX**2, one))
+                found[picture].append((float(explained[place]), one))
         return [_apart(objects) for objects in found]
 
     def _template(self, size: int, ground: int) -> Float[Tensor, "emoji 3 rows columns"]:

@@ -80,8 +80,6 @@ def test_errors_say_what_is_wrong(finder, pack):
         finder.detect(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="concepts must name at least one concept, got none"):
         SpriteFinder(pack, ())
-    with pytest.raises(ValueError, match="threshold must be between 0 and 1, got 1.0"):
-        SpriteFinder(pack, finder.concepts[:1], threshold=1.0)
 
 
 def test_nothing_is_trained_with_it():
