@@ -10,6 +10,7 @@ from rebus.data.rendering import joined_parts
 from rebus.data.samples import Message, Picture
 from rebus.model.drawing_files import record, write_drawing, write_whole
 from rebus.model.rebus import Rebus
+from rebus.model.writing import Preview
 
 
 class Conversation:
@@ -48,6 +49,7 @@ class Conversation:
         parts: list[str | Picture] = []
         files: list[Path] = []
         for part in self.rebus.stream([*self._messages, said], seed=self.seed):
+            assert not isinstance(part, Preview)  # none is asked for
             parts.append(part)
             if isinstance(part, Picture):
                 files.append(self._draw(part, text, start))

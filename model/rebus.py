@@ -19,7 +19,7 @@ from rebus.model.drawing import Drawing, DrawingSettings, Statistics, Written, p
 from rebus.model.guidance import Guidance
 from rebus.model.saved import SavedModel
 from rebus.model.token_reduction import TokenReduction
-from rebus.model.writing import Chat, Writer
+from rebus.model.writing import Chat, Preview, Writer
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.tokens import Tokens
 
@@ -182,16 +182,32 @@ class Rebus:
             ValueError: if the chat is too long, or a setting is out of range.
         """
         parts = self.stream(messages, max_text_tokens=max_text_tokens, seed=seed, **settings)
-        return Message("assistant", joined_parts(parts))
+        return Message("assistant", joined_parts(part for part in parts if not isinstance(part, Preview)))
 
     def stream(
-        self, messages: Sequence[Message], *, max_text_tokens: int = 200, seed: int = 0, **settings: Any
-    ) -> Iterator[str | Picture]:
-        """Yields what ``generate`` returns as it comes: text piece by piece, pictures once they are whole."""
+        self,
+        messages: Sequence[Message],
+        *,
+        max_text_tokens: int = 200,
+        seed: int = 0,
+        preview_every: int | None = None,
+        **settings: Any,
+    ) -> Iterator[str | Picture | Preview]:
+        """Yields what ``generate`` returns as it comes: text piece by piece, pictures once they are whole.
+
+        With ``preview_every``, each picture is shown before that after every so many codes, for ``preview``.
+        """
         chosen = replace(self.saved.settings, **settings)
         (chat,) = self._coded([messages])
         (seed,) = picture_seeds(seed, 1)
-        return self.writer.stream(chat, chosen, seed, max_text_tokens=max_text_tokens, num_pictures=MOST_PICTURES)
+        numbers = {"max_text_tokens": max_text_tokens, "num_pictures": MOST_PICTURES}
+        return self.writer.stream(chat, chosen, seed, **numbers, preview_every=preview_every)
+
+    def preview(self, begun: Preview) -> Image.Image:
+        """Returns what there is of a picture at once, by the image tokenizer's own decoder: gray where codes lack."""
+        (pixels,) = self.image_tokenizer.decode(begun.tokens.to(self.device))
+        shown = rearrange((pixels * 255).round().byte().cpu(), "rgb height width -> height width rgb")
+        return Image.fromarray(shown.numpy())
 
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer:

@@ -1,6 +1,7 @@
 """What a saved model's language model writes: the codes of pictures, and text."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -21,6 +22,14 @@ MOST_ROWS = 64
 
 Chat = Sequence[Message]
 """Messages of the user and the assistant in turn; their pictures have codes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """A picture that is being written."""
+
+    tokens: Tokens
+    """Its first codes, of whole positions."""
 
 
 class Writer:
@@ -97,9 +106,18 @@ class Writer:
         return [parse_parts(ids, self.text_tokenizer, self.saved.vocabulary) for ids in said]
 
     def stream(
-        self, chat: Chat, settings: DrawingSettings, seed: int, *, max_text_tokens: int, num_pictures: int
-    ) -> Iterator[str | Picture]:
+        self,
+        chat: Chat,
+        settings: DrawingSettings,
+        seed: int,
+        *,
+        max_text_tokens: int,
+        num_pictures: int,
+        preview_every: int | None = None,
+    ) -> Iterator[str | Picture | Preview]:
         """Yields what the assistant says next, text piece by piece; the next turn need not read this one again.
+
+        A picture comes when it is whole, and before that a preview after each ``preview_every`` codes, if that is set.
 
         Raises:
             ArithmeticError: if the model's logits are no numbers.
@@ -113,7 +131,7 @@ class Writer:
             seed=seed,
         )
         ids, told = [], ""
-        for event in self.engine.stream([request], decoding, keep=True):
+        for event in self.engine.stream([request], decoding, keep=True, preview_every=preview_every):
             if event.kind == "text":
                 ids += [token for token in event.ids if token != self.saved.vocabulary.eos]
                 said = self.text_tokenizer.decode(ids)
@@ -123,6 +141,9 @@ class Writer:
             elif event.kind == "picture":
                 yield Picture(tokens=self.saved.vocabulary.unflatten(event.ids[1:-1]))
                 ids, told = [], ""
+            elif event.kind == "picture_preview":
+                codes = event.ids[: len(event.ids) - len(event.ids) % len(self.saved.vocabulary.layout.streams)]
+                yield Preview(self.saved.vocabulary.unflatten(codes, whole=False))
             elif event.kind == "failed":
                 raise ArithmeticError("logits must be numbers, got others")
 

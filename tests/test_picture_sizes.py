@@ -148,6 +148,7 @@ def test_unflatten_refuses_other_sizes_and_lengths():
             VOCABULARY.unflatten(broken)
     with pytest.raises(ValueError, match="a picture must have 16 positions, got 6"):
         VOCABULARY.flatten(tokens_of((4, 4), length=6))
+    assert VOCABULARY.unflatten(flat[:-2], whole=False).lengths.tolist() == [5]
 
 
 def is_text_and_whole_pictures(ids):

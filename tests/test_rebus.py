@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,6 +198,24 @@ def test_a_stream_is_what_is_generated_in_pieces_of_which_none_is_empty(rebus):
     said = [Message("user", ("a cat",))]
     pieces = list(rebus.stream(said, seed=1, max_text_tokens=9))
     assert all(pieces) and joined_parts(pieces) == joined_parts(rebus.generate(said, seed=1, max_text_tokens=9).parts)
+
+
+def test_a_picture_can_be_seen_while_it_is_written(rebus, monkeypatch):
+    stream = rebus.writer.engine.stream
+
+    def drawing(requests, decoding, **options):
+        """Random weights hardly ever begin a picture by themselves."""
+        return stream([replace(one, start_picture=True) for one in requests], decoding, **options)
+
+    monkeypatch.setattr(rebus.writer.engine, "stream", drawing)
+    said = [Message("user", ("draw a cat",))]
+    parts = list(rebus.stream(said, max_text_tokens=3, preview_every=4))
+    previews, picture = parts[:2], parts[2]
+    assert [one.tokens.lengths.tolist() for one in previews] == [[4], [8]]
+    assert all(torch.equal(one.tokens.ids, picture.tokens.ids[:, : one.tokens.ids.shape[1]]) for one in previews)
+    assert rebus.preview(previews[0]).size == (24, 24)
+    (plain, *_) = rebus.stream(said, max_text_tokens=3)
+    assert torch.equal(plain.tokens.ids, picture.tokens.ids)
 
 
 def test_user_text_that_spells_control_tokens_stays_text(rebus):

@@ -197,8 +197,12 @@ class Vocabulary:
         codes = rearrange(row.ids[0, :length].cpu() + starts, "positions streams -> (positions streams)")
         return [*self.size_ids(size), *codes.tolist()]
 
-    def unflatten(self, ids: Sequence[int]) -> Tokens:
+    def unflatten(self, ids: Sequence[int], *, whole: bool = True) -> Tokens:
         """Returns the picture whose ids ``flatten`` gave.
+
+        Args:
+            ids: sizes, where the layout has them, and codes.
+            whole: whether a picture of which codes are missing at the end is refused, unless the layout has prefixes.
 
         Raises:
             ValueError: if the size is none of the layout's, there are too few or too many code ids for it, or one lies
@@ -208,7 +212,8 @@ class Vocabulary:
         ids, num_streams = ids[2 * len(sizes) :], len(self.layout.streams)
         if len(ids) % num_streams:
             raise ValueError(f"number of code ids must be a multiple of {num_streams} streams, got {len(ids)}")
-        self._check_length(len(ids) // num_streams, next(iter(sizes), None))
+        if whole:
+            self._check_length(len(ids) // num_streams, next(iter(sizes), None))
         for index, token in enumerate(ids):
             start, stop = self._code_ranges[index % num_streams]
             if not start <= token < stop:
