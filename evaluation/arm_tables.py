@@ -1,0 +1,57 @@
+"""The scores of the arms of an experiment as a table and as a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Figures = Mapping[str, Any]
+"""What ``compare`` of ``arms.py`` returns."""
+
+
+def markdown(figures: Figures) -> str:
+    """Returns a table for each judge: a row for each arm, its scores with their intervals, and what it costs."""
+    return "\n".join(f"By the {judge}:\n\n{_table(arms, figures)}" for judge, arms in figures["judges"].items())
+
+
+def plot(figures: Figures, file: Path) -> None:
+    """Draws the scores of each task with their intervals, a colour for each arm, a panel for each judge."""
+    from matplotlib.figure import Figure  # comes with the extra "evaluation"
+
+    judges = figures["judges"]
+    figure = Figure(figsize=(11, 4.5 * len(judges)), layout="constrained")
+    for axes, (judge, arms) in zip(figure.subplots(len(judges), squeeze=False)[:, 0], judges.items(), strict=True):
+        width = 0.8 / len(arms)
+        for index, (name, arm) in enumerate(arms.items()):
+            values = [arm["scores"][task] for task in arm["scores"]]
+            places = [place + (index - (len(arms) - 1) / 2) * width for place in range(len(values))]
+            heights = [one["score"] for one in values]
+            reach = [[one["score"] - one["low"] for one in values], [one["high"] - one["score"] for one in values]]
+            axes.bar(places, heights, width * 0.9, yerr=reach, label=name, error_kw={"lw": 1})
+        tasks = list(next(iter(arms.values()))["scores"])
+        axes.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks])
+        axes.set(ylabel=f"judged right by the {judge}", ylim=(0, 1.05))
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(file, dpi=120)
+
+
+def _table(arms: Figures, figures: Figures) -> str:
+    tasks = list(next(iter(arms.values()))["scores"])
+    head = ["arm", *(task.replace("_", " ") for task in tasks), "gain", "seeds", "s/picture"]
+    rows = [
+        [
+            name,
+            *(_told(arm["scores"][task], ".2f") for task in tasks),
+            _told(arm["gains"]["mean"], "+.2f"),
+            str(arm["seeds"]),
+            f"{figures['seconds_per_picture'][name]:.2f}",
+        ]
+        for name, arm in arms.items()
+    ]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _told(estimate: Mapping[str, float], form: str) -> str:
+    score, low, high = (format(estimate[name], form) for name in ("score", "low", "high"))
+    return f"{score} ({low} to {high})"

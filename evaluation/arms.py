@@ -1,0 +1,242 @@
+r"""Judges the arms of an experiment, ways to draw better for the same compute, on the same held-out prompts.
+
+python -m rebus.evaluation.arms --preset reinforcement --output runs/arms
+python -m rebus.evaluation.arms --arms '{"one draft": {}, "best of 8": {"best_of": 8}}' --num_prompts 20
+
+An arm is one language model or several, trained alike from several seeds, and how it draws. Every model of every arm
+draws the same prompts from the same seeds; what is judged is kept in ``--output``, so an evaluation that was stopped
+goes on where it stood. There come scores, intervals and gains over the first arm (``arms.json``), the same as a table
+(``arms.md``) and as a picture (``arms.png``), and for each model a sheet of its drawings.
+"""
+
+import json
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import Image
+from rich.console import Console
+
+from rebus.data.emoji import EmojiPack
+from rebus.data.mini_concepts import mini_concepts
+from rebus.data.scene_sampler import SceneSampler
+from rebus.data.scene_text import SceneSamples
+from rebus.data.scenes import Scene
+from rebus.evaluation.arm_scores import Marks, arm_figures
+from rebus.evaluation.arm_tables import markdown, plot
+from rebus.evaluation.benchmarks import DRAWING_TASKS
+from rebus.evaluation.detector import SHIPPED_JUDGE, Detector
+from rebus.evaluation.judges import Judge
+from rebus.evaluation.sign_reader import SignReader
+from rebus.model.command_line import SHIPPED_MODEL, refusing
+from rebus.model.rebus import Rebus
+from rebus.model.saved import SavedModel, file_hash
+from rebus.train.assemble import AssembleConfig, assemble
+from rebus.train.config import parse
+
+_SHEET_COLUMNS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """One way to draw."""
+
+    language_models: tuple[Path, ...] = (SHIPPED_MODEL,)
+    """Exported language models, one of each seed of its training."""
+    best_of: int = 1
+    """Drafts of each picture."""
+    guidance: float = 1.5
+    """How far to go from what the model draws unasked to what it draws when asked; 1 is none."""
+    temperature: float = 0.7
+    """Spread of the codes."""
+
+    def __post_init__(self) -> None:
+        if not self.language_models:
+            raise ValueError("language_models must be at least one, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmsConfig:
+    """What is compared, and on how much."""
+
+    arms: dict[str, ArmConfig]
+    """By the names that the table gives them; gains are told over the first."""
+    model: Path = SHIPPED_MODEL
+    """Saved model whose other parts all arms share."""
+    num_prompts: int = 80
+    """Of each drawing task."""
+    batch_size: int = 16
+    """Prompts drawn at a time."""
+    output: Path = Path("runs/arms")
+    """Folder of everything that is found."""
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("arms must be at least one, got none")
+        for name in ("num_prompts", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def compare(config: ArmsConfig, judges: dict[str, Judge], say: Callable[[str], None]) -> dict[str, Any]:
+    """Returns the figures of all arms by each judge, after whatever of the drawing is still to be done.
+
+    Raises:
+        ValueError: if an arm cannot be read, or the folder of the output holds other arms.
+    """
+    pack = EmojiPack.open()
+    samples = SceneSamples(SceneSampler(pack, mini_concepts(pack), "held_out"))
+    asked = {
+        name: [samples.prompt(random.Random(f"draw/{task}/{index}"), task) for index in range(config.num_prompts)]
+        for name, task in DRAWING_TASKS.items()
+    }
+    found: dict[str, list[Judged]] = {}
+    for name, arm in config.arms.items():
+        found[name] = []
+        for number, path in enumerate(arm.language_models):
+            trial = Trial(config, arm, path, config.output / _file_name(name) / str(number))
+            found[name].append(trial.judged(asked, judges, lambda task, name=name: say(f"{name}: {task}")))
+    marks: dict[str, dict[str, Marks]] = {
+        judge: {
+            name: {task: np.array([one["marks"][judge][task] for one in models], dtype=float) for task in asked}
+            for name, models in found.items()
+        }
+        for judge in judges
+    }
+    seconds = {name: float(np.mean([one["seconds_per_picture"] for one in models])) for name, models in found.items()}
+    return {"judges": {judge: arm_figures(by_arm) for judge, by_arm in marks.items()}, "seconds_per_picture": seconds}
+
+
+Judged = dict[str, Any]
+"""``marks`` by judge and task, one of each prompt; ``seconds_per_picture`` that drawing and painting took."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One language model of an arm, and the folder of what it drew."""
+
+    config: ArmsConfig
+    arm: ArmConfig
+    language_model: Path
+    folder: Path
+
+    def judged(
+        self, asked: dict[str, list[tuple[Scene, str]]], judges: dict[str, Judge], say: Callable[[str], None]
+    ) -> Judged:
+        """Returns the marks of its drawings; those of an earlier call, if there was one with the same settings.
+
+        Raises:
+            ValueError: if the folder holds marks of something else.
+        """
+        path, settings = self.folder / "judged.json", self._settings(judges)
+        if path.exists():
+            found = json.loads(path.read_text())
+            if found["settings"] != settings:
+                raise ValueError(f"{path} must be of {settings}, got {found['settings']}; choose another output")
+            return found
+        self.folder.mkdir(parents=True, exist_ok=True)
+        marks: dict[str, dict[str, list[bool]]] = {judge: {} for judge in judges}
+        seconds = 0.0
+        with self._model() as model:
+            for task, pairs in asked.items():
+                say(task)
+                pictures, spent = self._drawn(model, [prompt for _, prompt in pairs])
+                seconds += spent
+                for name, judge in judges.items():
+                    verdicts = judge.verdicts([scene for scene, _ in pairs], pictures)
+                    marks[name][task] = [one.passed for one in verdicts]
+                _sheet(pictures).save(self.folder / f"{task}.png")
+        number = sum(map(len, asked.values()))
+        told = {"settings": settings, "marks": marks, "seconds_per_picture": seconds / number}
+        path.with_suffix(".new").write_text(json.dumps(told) + "\n")
+        path.with_suffix(".new").replace(path)
+        return told
+
+    def _settings(self, judges: dict[str, Judge]) -> dict[str, Any]:
+        chosen = {key: value for key, value in asdict(self.arm).items() if key != "language_models"}
+        weights = file_hash(self.language_model / "model.safetensors")[:16]
+        return {**chosen, "weights": weights, "num_prompts": self.config.num_prompts, "judges": sorted(judges)}
+
+    def _drawn(self, model: Rebus, prompts: Sequence[str]) -> tuple[UInt8[np.ndarray, "batch height width 3"], float]:
+        """Returns a picture for each prompt, and the seconds that language model and decoder took."""
+        pictures, seconds = [], 0.0
+        chosen = {"best_of": self.arm.best_of, "guidance": self.arm.guidance, "temperature": self.arm.temperature}
+        for start in range(0, len(prompts), self.config.batch_size):
+            part = prompts[start : start + self.config.batch_size]
+            drawings = model.draw(part, seed=range(start, start + len(part)), **chosen)
+            pictures += [np.asarray(one.image) for one in drawings]
+            seconds += drawings[0].statistics.language_model_seconds + drawings[0].statistics.decoder_seconds
+        return np.stack(pictures), seconds
+
+    @contextmanager
+    def _model(self) -> Iterator[Rebus]:
+        """Yields the language model with the other parts of the saved model."""
+        base = self.config.model
+        with tempfile.TemporaryDirectory() as folder:
+            whole = AssembleConfig(
+                language_model=self.language_model,
+                image_tokenizer=base / "image_tokenizer",
+                decoder=base / "decoder",
+                vae=base / "vae",
+                output=Path(folder) / "model",
+                settings=SavedModel.open(base).settings,
+            )
+            assemble(whole)
+            yield Rebus.load(whole.output)
+
+
+def reinforcement() -> ArmsConfig:
+    """What reinforcement learning brings to the shipped model, beside more finetuning and several drafts."""
+    seeds = range(3)
+    return ArmsConfig(
+        arms={
+            "SFT": ArmConfig(),
+            "more SFT": ArmConfig(language_models=tuple(Path(f"runs/more_sft/{seed}/export") for seed in seeds)),
+            "RL": ArmConfig(language_models=tuple(Path(f"runs/rl/{seed}/export") for seed in seeds)),
+            "SFT, best of 8": ArmConfig(best_of=8),
+        }
+    )
+
+
+def tiny() -> ArmsConfig:
+    """Two arms and two prompts of each task, for tests."""
+    return ArmsConfig(arms={"one draft": ArmConfig(), "best of 2": ArmConfig(best_of=2)}, num_prompts=2)
+
+
+PRESETS = {"reinforcement": reinforcement, "tiny": tiny}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compares the arms that the command line describes."""
+    config, console = parse(PRESETS, argv, __doc__), Console(stderr=True)
+    with refusing("arms"):
+        judges = {"detector": Judge(Detector.load(SHIPPED_JUDGE), SignReader(), EmojiPack.open())}
+        with console.status("") as status:
+            figures = compare(config, judges, status.update)
+    table = markdown(figures)
+    (config.output / "arms.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (config.output / "arms.md").write_text(table)
+    plot(figures, config.output / "arms.png")
+    print(table)
+
+
+def _sheet(pictures: UInt8[np.ndarray, "batch height width 3"]) -> Image.Image:
+    """Returns pictures in rows."""
+    missing = -len(pictures) % _SHEET_COLUMNS
+    filled = np.concatenate([pictures, np.full((missing, *pictures.shape[1:]), 255, dtype=np.uint8)])
+    return Image.fromarray(rearrange(filled, "(rows columns) h w c -> (rows h) (columns w) c", columns=_SHEET_COLUMNS))
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+if __name__ == "__main__":
+    main()
