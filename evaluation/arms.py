@@ -1,12 +1,15 @@
 r"""Judges the arms of an experiment, ways to draw better for the same compute, on the same held-out prompts.
 
-python -m rebus.evaluation.arms --preset reinforcement --output runs/arms
-python -m rebus.evaluation.arms --arms '{"one draft": {}, "best of 8": {"best_of": 8}}' --num_prompts 20
+python -m rebus.evaluation.arms --arms docs/results/rl_arms.json --output runs/arms
 
-An arm is one language model or several, trained alike from several seeds, and how it draws. Every model of every arm
-draws the same prompts from the same seeds; what is judged is kept in ``--output``, so an evaluation that was stopped
-goes on where it stood. There come scores, intervals and gains over the first arm (``arms.json``), the same as a table
-(``arms.md``) and as a picture (``arms.png``), and for each model a sheet of its drawings.
+An arm is one language model or several, trained alike from several seeds, and how it draws:
+
+{"SFT": {}, "best of 8": {"best_of": 8}, "RL": {"language_models": ["runs/rl/0/export", "runs/rl/1/export"]}}
+
+Every model of every arm draws the same prompts from the same seeds; what is judged is kept in ``--output``, so an
+evaluation that was stopped goes on where it stood. There come scores, intervals and gains over the first arm
+(``arms.json``), the same as a table (``arms.md``) and as a picture (``arms.png``), and for each model a sheet of its
+drawings.
 """
 
 import json
@@ -14,7 +17,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +38,10 @@ from rebus.evaluation.benchmarks import DRAWING_TASKS
 from rebus.evaluation.detector import SHIPPED_JUDGE, Detector
 from rebus.evaluation.judges import Judge
 from rebus.evaluation.sign_reader import SignReader
-from rebus.model.command_line import SHIPPED_MODEL, refusing
+from rebus.model.command_line import SHIPPED_MODEL, CommandParser
 from rebus.model.rebus import Rebus
 from rebus.model.saved import SavedModel, file_hash
 from rebus.train.assemble import AssembleConfig, assemble
-from rebus.train.config import parse
 
 _SHEET_COLUMNS = 12
 
@@ -192,31 +194,41 @@ class Trial:
             yield Rebus.load(whole.output)
 
 
-def reinforcement() -> ArmsConfig:
-    """What reinforcement learning brings to the shipped model, beside more finetuning and several drafts."""
-    seeds = range(3)
-    return ArmsConfig(
-        arms={
-            "SFT": ArmConfig(),
-            "more SFT": ArmConfig(language_models=tuple(Path(f"runs/more_sft/{seed}/export") for seed in seeds)),
-            "RL": ArmConfig(language_models=tuple(Path(f"runs/rl/{seed}/export") for seed in seeds)),
-            "SFT, best of 8": ArmConfig(best_of=8),
-        }
-    )
+def read_arms(file: Path) -> dict[str, ArmConfig]:
+    """Returns the arms that a JSON file names.
 
-
-def tiny() -> ArmsConfig:
-    """Two arms and two prompts of each task, for tests."""
-    return ArmsConfig(arms={"one draft": ArmConfig(), "best of 2": ArmConfig(best_of=2)}, num_prompts=2)
-
-
-PRESETS = {"reinforcement": reinforcement, "tiny": tiny}
+    Raises:
+        ValueError: if it cannot be read, names no arm, or an arm has a setting that there is not.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} must be a JSON file, got {error}") from error
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"{file} must name at least one arm, as in --help, got {values!r}")
+    known = [each.name for each in fields(ArmConfig)]
+    arms = {}
+    for name, settings in values.items():
+        if unknown := set(settings) - set(known):
+            raise ValueError(f"{file}: settings of {name} must be among {', '.join(known)}, got {', '.join(unknown)}")
+        models = tuple(map(Path, settings.pop("language_models", ()))) or (SHIPPED_MODEL,)
+        arms[name] = ArmConfig(language_models=models, **settings)
+    return arms
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compares the arms that the command line describes."""
-    config, console = parse(PRESETS, argv, __doc__), Console(stderr=True)
-    with refusing("arms"):
+    """Compares the arms that the command line names."""
+    parser = CommandParser(__doc__)
+    parser.add_argument("--arms", type=Path, required=True, help="JSON file of the arms; gains are told over the first")
+    parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, help="saved model whose other parts all share")
+    parser.add_argument("--num_prompts", type=int, default=80, help="of each drawing task (default: 80)")
+    parser.add_argument("--output", type=Path, default=Path("runs/arms"), help="folder of all that is found")
+    options = parser.parse(argv)
+    console = Console(stderr=True)
+    with parser.refusing():
+        config = ArmsConfig(
+            arms=read_arms(options.arms), model=options.model, num_prompts=options.num_prompts, output=options.output
+        )
         judges = {"detector": Judge(Detector.load(SHIPPED_JUDGE), SignReader(), EmojiPack.open())}
         with console.status("") as status:
             figures = compare(config, judges, status.update)

@@ -18,13 +18,14 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.splits import is_held_out
 from rebus.model.rebus import Rebus
 from rebus.train import rl
-from rebus.train.code_policy import PolicyConfig
+from rebus.train.code_policy import PolicyConfig, code_rows
 from rebus.train.config import parse
 from rebus.train.grpo_loss import AdaptiveKl, EntropyGuard, FixedKl, GrpoConfig
 from rebus.train.loop import train
 from rebus.train.rewards.choice import RewardsConfig
 from rebus.train.rewards.scoring import Scorer
 from rebus.train.rewards.sign_text import SignRewardConfig
+from rebus.train.rl_batch import Group, informative, rl_batch
 from rebus.train.rl_stage import RlStage
 from rebus.train.rollouts import Studio, asked_for
 
@@ -103,12 +104,14 @@ def run(stage, config):
 @pytest.mark.slow
 def test_a_model_learns_what_is_rewarded(stage_of, tmp_path):
     config = config_of(tmp_path, steps=40, batch_size=32, group_size=8, kl=FixedKl(weight=0.0), show_every=20)
+    config = replace(config, keep_policies=True)
     config = replace(config, optim=replace(config.optim, lr=1e-2), entropy=EntropyGuard(share=0.3))
     assert run(stage_of(config), config)
     course = measures(tmp_path, "reward")
     assert abs(course[0] - LOW / 15) < 0.1 and min(course[-3:]) > 0.8
     assert measures(tmp_path, "kl")[0] == 0 and measures(tmp_path, "kl")[-1] > 0.1
     assert measures(tmp_path, "validation/reward")[-1] > 0.8  # of held-out prompts, too
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "policies" / "000040") is not None
     assert {path.name for path in (tmp_path / "rollouts").iterdir()} == {
         f"step-{step:06}-group-0.{kind}" for step in (0, 20) for kind in ("json", "png")
     }
@@ -150,6 +153,38 @@ def test_before_an_update_the_policy_is_the_one_that_drew_and_the_reference(stag
     loss.backward()
     assert stage.model.lm_head.weight.grad.abs().max() > 1e-4
     assert all(parameter.grad is None for parameter in stage.reference.parameters())
+
+
+def group(number, totals):
+    rows = [[-1.0, -2.0]] * len(totals)
+    return Group(
+        number=number,
+        prompt="a dog",
+        codes=[[7, 8]] * len(totals),
+        totals=totals,
+        rewards={"low": totals},
+        old=rows,
+        reference=rows,
+        entropy=1.0,
+        kl=0.0,
+    )
+
+
+def test_groups_that_teach_nothing_are_left_out_and_make_the_others_no_louder():
+    groups = [group(0, [0.5, 0.5]), group(1, [0.2, 0.4]), group(2, [0.3, None])]
+    assert [one.number for one in informative(groups, 0.0)] == [0, 1, 2]
+    taught = informative(groups, 0.1)
+    assert [one.number for one in taught] == [1]
+    assert [one.number for one in informative(groups, 9.0)] == [0]  # an update needs something
+    some, every = (
+        rl_batch(
+            code_rows([[[1]] * 2 * len(part)], [[7, 8]] * 2 * len(part)), part, groups, 0.0, divide_by_spread=False
+        )
+        for part in (taught, groups)
+    )
+    assert some.num_targets == every.num_targets == 10
+    assert some.metrics == every.metrics
+    assert torch.equal(some.advantages, every.advantages[2:4]) and every.advantages[[0, 1, 4, 5]].abs().max() == 0
 
 
 @pytest.mark.slow

@@ -29,6 +29,9 @@ class GrpoConfig:
     """Whether advantages are divided by their group's standard deviation. Without it, groups in which rewards differ
     little count little: Liu et al., "Understanding R1-Zero-Like Training", https://arxiv.org/abs/2503.20783, sec. 3.1,
     find it the less biased way."""
+    least_spread: float = 0.0
+    """Groups whose rewards have a smaller standard deviation are left out of the update: they cost as much as others
+    and teach nothing. Yu et al., "DAPO", https://arxiv.org/abs/2503.14476, sec. 3.2, draw others instead."""
     clip_low: float = 0.2
     """How far below 1 the ratio of a code's probabilities, after and before, still has a gradient."""
     clip_high: float = 0.2
@@ -36,6 +39,8 @@ class GrpoConfig:
     sec. 3.1."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.least_spread < float("inf"):
+            raise ValueError(f"least_spread must be at least 0 and finite, got {self.least_spread}")
         if not 0 < self.clip_low < 1:
             raise ValueError(f"clip_low must lie in (0, 1), got {self.clip_low}")
         if not 0 < self.clip_high < float("inf"):

@@ -52,31 +52,39 @@ class RlBatch:
     reference_entropy: Float[Tensor, ""]
     kl_weight: Float[Tensor, ""]
     num_targets: Float[Tensor, " 1"]
-    """Codes of the pictures that are kept, or their mean over the processes that share a step."""
+    """Codes of the rollout's pictures whose rewards did not fail, or the mean over processes that share a step."""
     metrics: dict[str, Float[Tensor, ""]]
     """Of the rollout."""
 
 
-def rl_batch(rows: CodeRows, groups: Sequence[Group], kl_weight: float, *, divide_by_spread: bool) -> RlBatch:
+def informative(groups: Sequence[Group], least_spread: float) -> list[Group]:
+    """Returns the groups whose rewards differ by a standard deviation of at least so much; the first if none do."""
+    return [group for group in groups if _spread(group) >= least_spread] or [*groups[:1]]
+
+
+def rl_batch(
+    rows: CodeRows, taught: Sequence[Group], groups: Sequence[Group], kl_weight: float, *, divide_by_spread: bool
+) -> RlBatch:
     """Returns groups as a batch.
 
     Args:
-        rows: their codes after their prompts.
-        groups: all of one size.
+        rows: the codes of those that the update learns from, after their prompts.
+        taught: these groups, all of one size.
+        groups: all groups of the rollout; a group that is left out makes the others no louder.
         kl_weight: of the distance from the reference.
         divide_by_spread: as in ``GrpoConfig``.
     """
-    totals = torch.tensor([[float("nan") if one is None else one for one in group.totals] for group in groups])
-    kept = ~totals.isnan().flatten()
+    totals = torch.tensor([[float("nan") if one is None else one for one in group.totals] for group in taught])
+    num_kept = sum(one is not None for group in groups for one in group.totals)
     return RlBatch(
         rows=rows,
-        old=torch.tensor([row for group in groups for row in group.old]),
-        reference=torch.tensor([row for group in groups for row in group.reference]),
+        old=torch.tensor([row for group in taught for row in group.old]),
+        reference=torch.tensor([row for group in taught for row in group.reference]),
         advantages=advantages(totals, divide_by_spread=divide_by_spread).flatten(),
-        kept=kept,
-        reference_entropy=torch.tensor(statistics.fmean(group.entropy for group in groups)),
+        kept=~totals.isnan().flatten(),
+        reference_entropy=torch.tensor(statistics.fmean(group.entropy for group in taught)),
         kl_weight=torch.tensor(kl_weight),
-        num_targets=(kept.sum() * rows.codes.shape[1]).float().view(1),
+        num_targets=torch.tensor([float(num_kept * rows.codes.shape[1])]),
         metrics={name: torch.tensor(value) for name, value in _measures(groups).items()},
     )
 
@@ -101,9 +109,8 @@ def _measures(groups: Sequence[Group]) -> dict[str, float]:
     divided by their number, and ``sign_share``, the share of pictures that it speaks of; one divided by the other is
     its mean, also of means over many steps.
     """
-    kept = [[one for one in group.totals if one is not None] for group in groups]
-    all_kept, number = [one for totals in kept for one in totals], sum(len(group.totals) for group in groups)
-    spreads = [statistics.stdev(totals) if len(totals) > 1 else 0.0 for totals in kept]
+    all_kept = [one for group in groups for one in group.totals if one is not None]
+    number, spreads = sum(len(group.totals) for group in groups), [_spread(group) for group in groups]
     measures = {
         "reward": statistics.fmean(all_kept) if all_kept else 0.0,
         "reward_std": statistics.stdev(all_kept) if len(all_kept) > 1 else 0.0,
@@ -115,3 +122,9 @@ def _measures(groups: Sequence[Group]) -> dict[str, float]:
         said = [value for group in groups for value in group.rewards[name] if value is not None]
         measures |= {f"{name}_sum": sum(said) / number, f"{name}_share": len(said) / number}
     return measures
+
+
+def _spread(group: Group) -> float:
+    """Returns the standard deviation of a group's rewards."""
+    totals = [one for one in group.totals if one is not None]
+    return statistics.stdev(totals) if len(totals) > 1 else 0.0

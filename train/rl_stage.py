@@ -25,6 +25,7 @@ from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import TASK_WEIGHTS, SceneSamples
 from rebus.data.scenes import TASKS
+from rebus.train.checkpoint import write_folder
 from rebus.train.code_policy import CodeScores, PolicyConfig, score_codes
 from rebus.train.config import OptimConfig, RunConfig
 from rebus.train.grpo_loss import (
@@ -38,7 +39,7 @@ from rebus.train.grpo_loss import (
 )
 from rebus.train.rewards.choice import RewardsConfig
 from rebus.train.rewards.scoring import Scorer, Scores, Scoring
-from rebus.train.rl_batch import Group, RlBatch, means, plain, rl_batch
+from rebus.train.rl_batch import Group, RlBatch, informative, means, plain, rl_batch
 from rebus.train.rollout_sheet import rollout_sheet
 from rebus.train.rollouts import Asked, Studio, asked_for
 from rebus.train.runtime import autocast, launched_processes, to_device
@@ -76,6 +77,10 @@ class RlConfig:
     """Held-out prompts whose pictures a validation rewards; nothing is learned from them."""
     show_every: int | None = 50
     """Updates between two rollouts that are saved to be looked at; none are without it."""
+
+    keep_policies: bool = False
+    """Whether each validation leaves the policy as it is then in ``policies``: judges that have no part in the training
+    can tell by it where rewards rise and drawings do not get better."""
 
     def __post_init__(self) -> None:
         size = self.group_size
@@ -143,8 +148,10 @@ class RlStage:
             for groups in self.processes.gathered(self._roll_out(begun, numbers)):
                 self._groups |= {group.number: group for group in groups}
         own = [self._groups[number] for number in numbers]
-        rows = self.studio.rows([group.prompt for group in own], [group.codes for group in own])
-        batch = rl_batch(rows, own, self.kl_weight, divide_by_spread=self.config.grpo.divide_by_spread)
+        grpo = self.config.grpo
+        taught = informative(own, grpo.least_spread)
+        rows = self.studio.rows([group.prompt for group in taught], [group.codes for group in taught])
+        batch = rl_batch(rows, taught, own, self.kl_weight, divide_by_spread=grpo.divide_by_spread)
         batch.metrics.update({name: torch.tensor(value) for name, value in self._seconds.items()})
         self._handed_out = time.monotonic()
         return batch
@@ -188,9 +195,12 @@ class RlStage:
         return means(scores)
 
     def samples(self, folder: Path) -> None:
-        """Writes the pictures of the last validation with their rewards."""
+        """Writes the pictures of the last validation with their rewards, and the policy where it is kept."""
         if self._shown is not None:
             self._shown.save(folder / "held_out.png")
+        if self.config.keep_policies:
+            step = self._begun + self.config.updates_per_rollout
+            write_folder(self.config.run.output / "policies" / f"{step:06}", self.export)
 
     def export(self, folder: Path) -> None:
         """Writes the language model in bfloat16 and its text tokenizer, as stock ``transformers`` files."""
