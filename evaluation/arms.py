@@ -34,10 +34,12 @@ from rebus.data.scene_text import SceneSamples
 from rebus.data.scenes import Scene
 from rebus.evaluation.arm_scores import Marks, arm_figures
 from rebus.evaluation.arm_tables import markdown, plot
-from rebus.evaluation.benchmarks import DRAWING_TASKS
+from rebus.evaluation.benchmark import attempted
 from rebus.evaluation.detector import SHIPPED_JUDGE, Detector
+from rebus.evaluation.drawing_benchmark import DRAWING_TASKS
 from rebus.evaluation.judges import Judge
 from rebus.evaluation.sign_reader import SignReader
+from rebus.evaluation.sprite_finder import SpriteFinder
 from rebus.model.command_line import SHIPPED_MODEL, CommandParser
 from rebus.model.rebus import Rebus
 from rebus.model.saved import SavedModel, file_hash
@@ -144,7 +146,7 @@ class Trial:
                 raise ValueError(f"{path} must be of {settings}, got {found['settings']}; choose another output")
             return found
         self.folder.mkdir(parents=True, exist_ok=True)
-        marks: dict[str, dict[str, list[bool]]] = {judge: {} for judge in judges}
+        marks: dict[str, dict[str, list[bool | None]]] = {judge: {} for judge in judges}
         seconds = 0.0
         with self._model() as model:
             for task, pairs in asked.items():
@@ -152,8 +154,7 @@ class Trial:
                 pictures, spent = self._drawn(model, [prompt for _, prompt in pairs])
                 seconds += spent
                 for name, judge in judges.items():
-                    verdicts = judge.verdicts([scene for scene, _ in pairs], pictures)
-                    marks[name][task] = [one.passed for one in verdicts]
+                    marks[name][task] = self._passed(judge, [scene for scene, _ in pairs], pictures)
                 _sheet(pictures).save(self.folder / f"{task}.png")
         number = sum(map(len, asked.values()))
         told = {"settings": settings, "marks": marks, "seconds_per_picture": seconds / number}
@@ -165,6 +166,17 @@ class Trial:
         chosen = {key: value for key, value in asdict(self.arm).items() if key != "language_models"}
         weights = file_hash(self.language_model / "model.safetensors")[:16]
         return {**chosen, "weights": weights, "num_prompts": self.config.num_prompts, "judges": sorted(judges)}
+
+    def _passed(
+        self, judge: Judge, scenes: Sequence[Scene], pictures: UInt8[np.ndarray, "batch height width 3"]
+    ) -> list[bool | None]:
+        """Returns whether each picture shows its scene; None where the judge failed."""
+
+        def verdicts(part: Sequence[int]) -> list[bool]:
+            return [one.passed for one in judge.verdicts([scenes[row] for row in part], pictures[list(part)])]
+
+        found, _ = attempted(verdicts, {str(row): row for row in range(len(scenes))}, self.config.batch_size)
+        return [found.get(str(row)) for row in range(len(scenes))]
 
     def _drawn(self, model: Rebus, prompts: Sequence[str]) -> tuple[UInt8[np.ndarray, "batch height width 3"], float]:
         """Returns a picture for each prompt, and the seconds that language model and decoder took."""
@@ -229,7 +241,9 @@ def main(argv: list[str] | None = None) -> None:
         config = ArmsConfig(
             arms=read_arms(options.arms), model=options.model, num_prompts=options.num_prompts, output=options.output
         )
-        judges = {"detector": Judge(Detector.load(SHIPPED_JUDGE), SignReader(), EmojiPack.open())}
+        pack, reader = EmojiPack.open(), SignReader()
+        finders = {"detector": Detector.load(SHIPPED_JUDGE), "sprite finder": SpriteFinder(pack, mini_concepts(pack))}
+        judges = {name: Judge(finder, reader, pack) for name, finder in finders.items()}
         with console.status("") as status:
             figures = compare(config, judges, status.update)
     table = markdown(figures)
