@@ -61,8 +61,10 @@ class Name:
         return self.noun if self.noun in PROPER else f"the {self.noun}"
 
     def counted(self, number: int) -> str:
-        """Returns the phrase with a number word: ``an owl`` for 1, ``two owls`` for 2."""
-        return self.singular if number == 1 else f"{NUMBER_WORDS[number]} {self.plural}"
+        """Returns the phrase with a number word: ``an owl`` for 1, ``two owls`` for 2, ``11 owls`` beyond ten."""
+        if number == 1:
+            return self.singular
+        return f"{NUMBER_WORDS[number] if number < len(NUMBER_WORDS) else number} {self.plural}"
 
 
 def name_of_label(label: str) -> Name:

@@ -98,7 +98,7 @@ def compare(config: ArmsConfig, judges: dict[str, Judge], say: Callable[[str], N
     pack = EmojiPack.open()
     samples = SceneSamples(SceneSampler(pack, mini_concepts(pack), "held_out"))
     asked = {
-        name: [samples.prompt(random.Random(f"draw/{task}/{index}"), task) for index in range(config.num_prompts)]
+        name: [samples.prompt(random.Random(f"arms/{task}/{index}"), task) for index in range(config.num_prompts)]
         for name, task in DRAWING_TASKS.items()
     }
     found: dict[str, list[Judged]] = {}

@@ -80,7 +80,8 @@ def test_exceptions_name_labels_of_the_pack(pack):
 
 def test_names_count_and_point():
     jeans, tower = name_of_label("jeans"), name_of_label("Tokyo tower")
-    assert [jeans.counted(number) for number in (1, 3)] == ["a pair of jeans", "three pairs of jeans"]
+    phrases = ["a pair of jeans", "three pairs of jeans", "11 pairs of jeans"]  # a judge may find any number
+    assert [jeans.counted(number) for number in (1, 3, 11)] == phrases
     assert jeans.definite == "the pair of jeans"
     assert (tower.singular, tower.definite, tower.countable) == ("Tokyo Tower", "Tokyo Tower", False)
     assert name_of_label("Statue of Liberty").singular == "the Statue of Liberty"
