@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from rebus.data.image_files import fit, read_picture
 from rebus.data.rendering import joined_parts
@@ -161,10 +163,40 @@ class Rebus:
             reduction: how many of a picture's codes are read, and which; all by default.
         """
         pairs = zip(images, questions, strict=True)
-        chats = self._coded([(Message("user", (self._picture(image), question)),) for image, question in pairs])
+        chats = [(Message("user", (self._picture(image), question)),) for image, question in pairs]
+        return self.replies(chats, reduction=reduction)
+
+    def replies(
+        self, chats: Sequence[Chat], *, max_text_tokens: int = 200, reduction: TokenReduction | None = None
+    ) -> list[str]:
+        """Returns what the assistant says next in each chat, in words alone, made as one batch.
+
+        Args:
+            chats: messages of the user and the assistant in turn; their pictures are as from ``look``.
+            max_text_tokens: length at which an answer breaks off.
+            reduction: as for ``answers``.
+
+        Raises:
+            ValueError: if a chat is too long.
+        """
         decoding = replace(self.saved.settings.decoding(), guidance=Guidance(), reduction=reduction)
-        rows = self.writer.reply(chats, decoding, [0] * len(chats), max_text_tokens=200, num_pictures=0)
+        seeds = [0] * len(chats)  # of text always the likeliest is said
+        rows = self.writer.reply(self._coded(chats), decoding, seeds, max_text_tokens=max_text_tokens, num_pictures=0)
         return ["".join(part for part in row if isinstance(part, str)) for row in rows]
+
+    def log_likelihoods(self, chats: Sequence[Chat], texts: Sequence[str]) -> list[Float[Tensor, " ids"]]:
+        """Returns the log-probabilities in nats of the ids of what the assistant might say next, one text for a chat.
+
+        Raises:
+            ValueError: if a chat with its text is too long, or a text is empty.
+        """
+        prompts = self.writer.prompts(self._coded(chats))
+        ids = [self.writer.text_tokenizer.encode(text) for text in texts]
+        for prompt, text in zip(prompts, ids, strict=True):
+            if not text or len(prompt) + len(text) > self.saved.max_positions:
+                most = self.saved.max_positions
+                raise ValueError(f"a text must have an id and end by position {most}, got {len(prompt)} + {len(text)}")
+        return self.writer.engine.log_likelihoods(prompts, ids)
 
     def generate(
         self, messages: Sequence[Message], *, max_text_tokens: int = 200, seed: int = 0, **settings: Any

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LlamaForCausalLM
 
 from rebus.data.rendering import joined_parts, render_prompt
 from rebus.data.samples import Message, Picture
@@ -75,6 +76,36 @@ def test_no_library_is_imported_before_it_is_needed(saved_model):
     script = "\n".join(("import sys", *(f"{step}\n{report}" for step in steps)))
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["", "torch", "torch"]
+
+
+def test_replies_to_chats_of_several_pictures_are_those_of_each_alone(rebus):
+    looked = [rebus.look(picture(seed=seed)) for seed in range(3)]
+    chats = [
+        [Message("user", (looked[0], "what is there"))],
+        [Message("user", (looked[1], "a cat")), Message("assistant", ("blue",)), Message("user", (looked[2], "how"))],
+    ]
+    replies = rebus.replies(chats, max_text_tokens=5)
+    assert replies == [rebus.replies([chat], max_text_tokens=5)[0] for chat in chats]
+    assert replies[0] == rebus.answers([picture()], ["what is there"])[0][: len(replies[0])]
+    with pytest.raises(ValueError, match="a prompt must be at most 85 tokens long, got"):
+        rebus.replies([chats[0], [chats[1][0], Message("assistant", ("a cat " * 60,)), chats[1][2]]])
+
+
+def test_likelihoods_are_of_what_the_assistant_says_next(rebus):
+    chat = [Message("user", (rebus.look(picture()), "what is there"))]
+    encode = rebus.writer.text_tokenizer.encode
+    likely = rebus.log_likelihoods([chat, chat], ["a cat", "a"])
+    assert [len(one) for one in likely] == [len(encode("a cat")), len(encode("a"))]
+    prompt = render_prompt(chat, rebus.writer.text_tokenizer, rebus.saved.vocabulary)
+    stock = LlamaForCausalLM.from_pretrained(rebus.saved.folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = stock(torch.tensor([[*prompt, *encode("a cat")]])).logits[0, len(prompt) - 1 : -1]
+    expected = logits[:, : rebus.saved.vocabulary.control_range[1]].log_softmax(dim=-1)
+    expected = expected.gather(1, torch.tensor(encode("a cat"))[:, None]).squeeze(1)
+    torch.testing.assert_close(likely[0], expected, rtol=0, atol=1e-4)
+    for text in ("", "a cat " * 60):
+        with pytest.raises(ValueError, match=r"a text must have an id and end by position 96, got \d+ \+ \d+"):
+            rebus.log_likelihoods([chat], [text])
 
 
 def random_tokens(rebus, number=1):
