@@ -22,6 +22,8 @@ HELD_OUT_FACT = {
 }
 """The kind of held-out thing that a held-out scene of each task shows; all else in the scene is as in training."""
 
+ONE_OBJECT_TASKS = ("one", "background", "sign")
+
 
 class SceneSampler:
     """Scenes of one split over a set of concepts.
@@ -42,17 +44,25 @@ class SceneSampler:
         words = sign_words(pack)
         self.words: tuple[str, ...] = tuple(word for word in words if held_out_word(word) == (split == "held_out"))
 
-    def scene(self, rng: random.Random, task: str | None = None) -> Scene:
+    def scene(self, rng: random.Random, task: str | None = None, concept: str | None = None) -> Scene:
         """Returns a scene of ``task``, by default of any.
 
+        Args:
+            rng: draws everything that is not given.
+            task: one of ``TASKS``.
+            concept: what it shows, for tasks of scenes with one object.
+
         Raises:
-            ValueError: if ``task`` is none of ``TASKS``, or the concepts are too few for any such scene to exist.
+            ValueError: if ``task`` is none of ``TASKS``, a concept is given for one of several objects, or the concepts
+                are too few for any such scene to exist.
         """
         task = rng.choice(TASKS) if task is None else task
         if task not in TASKS:
             raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+        if concept is not None and task not in ONE_OBJECT_TASKS:
+            raise ValueError(f"task must be one of {ONE_OBJECT_TASKS} to show a given concept, got {task!r}")
         for _ in range(_MAX_TRIES):
-            items, word, sign_on_top = self._contents(rng, task)
+            items, word, sign_on_top = self._contents(rng, task, concept)
             style = rng.choice(STYLES)
             grounds = self.backgrounds({item.concept_id for item in items}, style)
             if grounds:
@@ -73,12 +83,14 @@ class SceneSampler:
         visible = [visible_backgrounds(self.pack, concept, style) for concept in concepts]
         return tuple(sorted(frozenset.intersection(*visible)))
 
-    def _contents(self, rng: random.Random, task: str) -> tuple[tuple[Item, ...], str | None, bool]:
+    def _contents(
+        self, rng: random.Random, task: str, concept: str | None
+    ) -> tuple[tuple[Item, ...], str | None, bool]:
         if task in ("two", "position"):
             return two_items(rng, *rng.sample(self.concepts, 2)), None, False
         if task == "count":
             return counted_items(rng, rng.choice(self.countable), rng.choice(COUNTS)), None, False
-        concept = rng.choice(self.concepts)
+        concept = rng.choice(self.concepts) if concept is None else concept
         if task == "sign":
             sign_on_top = rng.random() < 0.5
             return (item_beside_sign(rng, concept, sign_on_top),), rng.choice(self.words), sign_on_top

@@ -10,12 +10,18 @@ from rebus.evaluation.benchmark import Benchmark, FileBenchmark
 from rebus.evaluation.caption_benchmark import CaptionBenchmark
 from rebus.evaluation.drawing_benchmark import DrawingBenchmark
 from rebus.evaluation.geneval_benchmark import GenEvalBenchmark
+from rebus.evaluation.in_context_benchmark import InContextBenchmark
+from rebus.evaluation.presence_benchmark import PresenceBenchmark
+from rebus.evaluation.word_preservation import WordBenchmark
 from rebus.evaluation.words_benchmark import LongTextBenchmark, PartiBenchmark
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     DrawingBenchmark(),
     AnswerBenchmark(),
     CaptionBenchmark(),
+    PresenceBenchmark(),
+    InContextBenchmark(),
+    WordBenchmark(),
     GenEvalBenchmark(),
     GenEvalBenchmark(wording="reworded"),
     LongTextBenchmark(),

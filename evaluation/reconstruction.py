@@ -1,6 +1,7 @@
 """What an image tokenizer keeps of held-out scenes: likeness of rebuilt pictures, use of codes, and linear probes.
 
 python -m rebus.evaluation.reconstruction --image_tokenizer assets/mini/image_tokenizer
+python -m rebus.evaluation.reconstruction --image_tokenizer assets/mini/image_tokenizer --words 30
 """
 
 import json
@@ -11,10 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -24,9 +27,13 @@ from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_batches import pictures_of
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene
+from rebus.evaluation.figures import score_of
 from rebus.evaluation.intervals import Score, wilson
+from rebus.evaluation.judges import WordReader
 from rebus.evaluation.likeness import likeness
 from rebus.evaluation.perceptual import FeatureNetwork, efficientnet_lite0
+from rebus.evaluation.sign_reader import SignReader
+from rebus.evaluation.word_preservation import word_marks
 from rebus.model.command_line import CommandParser
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.tokens import Tokens
@@ -134,6 +141,24 @@ def _features(tokenizer: ImageTokenizer, scenes: list[Scene], pack: EmojiPack) -
         return torch.cat([tokenizer.embed(tokenizer.encode(pictures_of(part, pack))) for part in parts])
 
 
+def _words_kept(tokenizer: ImageTokenizer, reader: WordReader, sampler: SceneSampler, number: int) -> dict[str, Any]:
+    """Returns how well signs are read in pictures of the tokenizer's own decoder, and in the true ones."""
+    if number < 1:
+        raise ValueError(f"words must be at least 1, got {number}")
+
+    def rebuild(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        pixels = torch.from_numpy(np.stack([np.asarray(one) for one in pictures]))
+        tokens = tokenizer.encode(rearrange(pixels, "batch height width rgb -> batch rgb height width"))
+        decoded = rearrange(tokenizer.decode(tokens), "batch rgb height width -> batch height width rgb")
+        return [Image.fromarray(one) for one in (decoded * 255).round().byte().numpy()]
+
+    generator = torch.Generator().manual_seed(0)
+    marks = word_marks(rebuild, reader, sampler, number, _BATCH_SIZE)
+    if failed := [why for one in marks.values() for why in one.failed.values()]:
+        raise ValueError(f"all signs must be painted and read, got {failed[0]}")
+    return {name: score_of(one, generator) for name, one in marks.items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Reports on the image tokenizer that the command line names."""
     parser = CommandParser(__doc__)
@@ -141,12 +166,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=500, help="scenes to look at; the probes take five times as many")
     parser.add_argument("--perceptual", action="store_true", help="judge pictures by EfficientNet-Lite0, too")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--words", type=int, metavar="NUMBER", help="read so many signs of each height of letters, too")
     options = parser.parse(argv)
     pack = EmojiPack.open()
     with parser.refusing():
         tokenizer = ImageTokenizer.load(options.image_tokenizer)
         network = efficientnet_lite0() if options.perceptual else None
+        reader = None if options.words is None else SignReader()
         figures = reconstruction(tokenizer, pack, mini_concepts(pack), options.limit, network)
+        if reader is not None:
+            figures |= _words_kept(
+                tokenizer, reader, SceneSampler(pack, mini_concepts(pack), "held_out"), options.words
+            )
     Console().print(_table(figures))
     if options.json:
         print(json.dumps(figures))

@@ -13,6 +13,7 @@ from torchmetrics.functional.regression import kendall_rank_corrcoef
 from rebus.data.captions import canonical_caption, description
 from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
+from rebus.data.samples import Picture
 from rebus.data.scene_questions import QUESTION_KINDS
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
@@ -44,8 +45,8 @@ class KnowingSampler(SceneSampler):
         super().__init__(pack, mini_concepts(pack), "held_out")
         self.by_picture, self.by_prompt = {}, {}
 
-    def scene(self, rng, task=None):
-        scene = super().scene(rng, task)
+    def scene(self, rng, task=None, concept=None):
+        scene = super().scene(rng, task, concept)
         self.by_picture[draw(scene, self.pack).tobytes()] = scene
         self.by_prompt[canonical_caption(scene, self.pack)] = scene
         return scene
@@ -81,6 +82,15 @@ class Knowing:
         return [
             description(self.sampler.of(image), self.sampler.pack).replace(" style", " fashion") for image in images
         ]
+
+    def look(self, image):
+        return Picture(pixels=np.asarray(image))
+
+    def replies(self, chats):
+        return ["Yes." for _ in chats]
+
+    def log_likelihoods(self, chats, texts):
+        return [torch.zeros(1) for _ in texts]
 
     def detect(self, images):
         pictures = rearrange((images * 255).round().byte(), "b c h w -> b h w c")

@@ -163,6 +163,14 @@ def test_samplers_refuse_what_they_cannot_do():
         SAMPLER.scene(random.Random(0), "three")
 
 
+def test_a_given_thing_is_what_is_shown():
+    for task in ("one", "background", "sign"):
+        scene = SAMPLER.scene(random.Random(task), task, CONCEPTS[3])
+        assert [item.concept_id for item in scene.items] == [CONCEPTS[3]] and scene.task == task
+    with pytest.raises(ValueError, match="to show a given concept, got 'two'"):
+        SAMPLER.scene(random.Random(0), "two", CONCEPTS[3])
+
+
 def test_same_seed_same_scene():
     assert [SAMPLER.scene(random.Random(seed)) for seed in range(20)] == [
         SAMPLER.scene(random.Random(seed)) for seed in range(20)
