@@ -143,8 +143,8 @@ def _features(tokenizer: ImageTokenizer, scenes: list[Scene], pack: EmojiPack) -
 
 def _words_kept(tokenizer: ImageTokenizer, reader: WordReader, sampler: SceneSampler, number: int) -> dict[str, Any]:
     """Returns how well signs are read in pictures of the tokenizer's own decoder, and in the true ones."""
-    if number < 1:
-        raise ValueError(f"words must be at least 1, got {number}")
+    if number < 0:
+        raise ValueError(f"words must be at least 0, got {number}")
 
     def rebuild(pictures: Sequence[Image.Image]) -> list[Image.Image]:
         pixels = torch.from_numpy(np.stack([np.asarray(one) for one in pictures]))
@@ -166,13 +166,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=500, help="scenes to look at; the probes take five times as many")
     parser.add_argument("--perceptual", action="store_true", help="judge pictures by EfficientNet-Lite0, too")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--words", type=int, metavar="NUMBER", help="read so many signs of each height of letters, too")
+    parser.add_argument("--words", type=int, default=0, help="signs of each height of letters to read (default: none)")
     options = parser.parse(argv)
     pack = EmojiPack.open()
     with parser.refusing():
         tokenizer = ImageTokenizer.load(options.image_tokenizer)
         network = efficientnet_lite0() if options.perceptual else None
-        reader = None if options.words is None else SignReader()
+        reader = SignReader() if options.words else None
         figures = reconstruction(tokenizer, pack, mini_concepts(pack), options.limit, network)
         if reader is not None:
             figures |= _words_kept(

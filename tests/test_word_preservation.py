@@ -140,5 +140,5 @@ def test_reconstruction_reads_signs_if_asked(tmp_path, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found["letters/12"]["n"] == 2 and found["true_words/24"]["failed"] == 0
     with pytest.raises(SystemExit, match="2"):
-        reconstruction.main([*flags, "0"])
-    assert "words must be at least 1, got 0" in capsys.readouterr().err.splitlines()[-1]
+        reconstruction.main([*flags, "-1"])
+    assert "words must be at least 0, got -1" in capsys.readouterr().err.splitlines()[-1]
