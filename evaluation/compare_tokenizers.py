@@ -129,7 +129,10 @@ class Trial:
         measured = ("--image_tokenizer", str(tokenizer_path), "--limit", str(4 * self.budget.limit), "--json")
         rebuilt = self._json("rebus.evaluation.reconstruction", [*measured, "--perceptual"])
         statistics = self._json("rebus.evaluation.token_statistics", measured)
-        report = self._json("rebus.evaluation.report", ["--model", str(model), "--limit", limit, "--json"])
+        report = self._json(
+            "rebus.evaluation.report",
+            ["--model", str(model), "--benchmarks", "drawing,vqa,captions", "--limit", limit, "--json"],
+        )
         bits = sum(math.log2(stream.size) for stream in tokenizer.layout.streams)
         return {
             "num_codes": rebuilt["num_positions"] * len(tokenizer.layout.streams),
