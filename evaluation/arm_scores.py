@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 ROUNDS = 4000
 """Times that prompts and seeds are drawn anew."""
-Marks = Mapping[str, Float[np.ndarray, "seeds prompts"]]
+Marks = Mapping[str, Float[np.ndarray, "_ prompts"]]
 """Of each task: a row for each seed of training; prompts are the same in all arms, a failed one is NaN."""
 
 
@@ -49,7 +49,14 @@ def arm_figures(marks: Mapping[str, Marks], rounds: int = ROUNDS) -> dict[str, d
 
 
 def scores(marks: Marks, rounds: int = ROUNDS) -> dict[str, Estimate]:
-    """Returns the mean of each task, and ``mean``, that of all tasks."""
+    """Returns the mean of each task, and ``mean``, that of all tasks.
+
+    Raises:
+        ValueError: if the judge failed on all pictures of a task.
+    """
+    for task, values in marks.items():
+        if np.isnan(values).all():
+            raise ValueError(f"{task} must have some picture that was judged, got none")
     means = {task: float(np.nanmean(values)) for task, values in marks.items()}
     return _estimates(means, {task: _resampled(values, rounds) for task, values in marks.items()}, marks)
 

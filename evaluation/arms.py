@@ -2,9 +2,9 @@ r"""Judges the arms of an experiment, ways to draw better for the same compute, 
 
 python -m rebus.evaluation.arms --arms docs/results/rl_arms.json --output runs/arms
 
-An arm is one language model or several, trained alike from several seeds, and how it draws:
+An arm is one saved model or several, trained alike from several seeds, and how it draws:
 
-{"SFT": {}, "best of 8": {"best_of": 8}, "RL": {"language_models": ["runs/rl/0/export", "runs/rl/1/export"]}}
+{"SFT": {}, "best of 8": {"best_of": 8}, "RL": {"models": ["runs/rl/0/model", "runs/rl/1/model"]}}
 
 Every model of every arm draws the same prompts from the same seeds; what is judged is kept in ``--output``, so an
 evaluation that was stopped goes on where it stood. There come scores, intervals and gains over the first arm
@@ -14,9 +14,7 @@ drawings.
 
 import json
 import random
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,8 +40,7 @@ from rebus.evaluation.sign_reader import SignReader
 from rebus.evaluation.sprite_finder import SpriteFinder
 from rebus.model.command_line import SHIPPED_MODEL, CommandParser
 from rebus.model.rebus import Rebus
-from rebus.model.saved import SavedModel, file_hash
-from rebus.train.assemble import AssembleConfig, assemble
+from rebus.model.saved import SavedModel
 
 _SHEET_COLUMNS = 12
 
@@ -52,8 +49,8 @@ _SHEET_COLUMNS = 12
 class ArmConfig:
     """One way to draw."""
 
-    language_models: tuple[Path, ...] = (SHIPPED_MODEL,)
-    """Exported language models, one of each seed of its training."""
+    models: tuple[Path, ...] = (SHIPPED_MODEL,)
+    """Folders of saved models, one of each seed of the training."""
     best_of: int = 1
     """Drafts of each picture."""
     guidance: float = 1.5
@@ -62,8 +59,8 @@ class ArmConfig:
     """Spread of the codes."""
 
     def __post_init__(self) -> None:
-        if not self.language_models:
-            raise ValueError("language_models must be at least one, got none")
+        if not self.models:
+            raise ValueError("models must be at least one, got none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +69,6 @@ class ArmsConfig:
 
     arms: dict[str, ArmConfig]
     """By the names that the table gives them; gains are told over the first."""
-    model: Path = SHIPPED_MODEL
-    """Saved model whose other parts all arms share."""
     num_prompts: int = 80
     """Of each drawing task."""
     batch_size: int = 16
@@ -104,7 +99,7 @@ def compare(config: ArmsConfig, judges: dict[str, Judge], say: Callable[[str], N
     found: dict[str, list[Judged]] = {}
     for name, arm in config.arms.items():
         found[name] = []
-        for number, path in enumerate(arm.language_models):
+        for number, path in enumerate(arm.models):
             trial = Trial(config, arm, path, config.output / _file_name(name) / str(number))
             found[name].append(trial.judged(asked, judges, lambda task, name=name: say(f"{name}: {task}")))
     marks: dict[str, dict[str, Marks]] = {
@@ -124,11 +119,11 @@ Judged = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """One language model of an arm, and the folder of what it drew."""
+    """One model of an arm, and the folder of what it drew."""
 
     config: ArmsConfig
     arm: ArmConfig
-    language_model: Path
+    model: Path
     folder: Path
 
     def judged(
@@ -147,15 +142,14 @@ class Trial:
             return found
         self.folder.mkdir(parents=True, exist_ok=True)
         marks: dict[str, dict[str, list[bool | None]]] = {judge: {} for judge in judges}
-        seconds = 0.0
-        with self._model() as model:
-            for task, pairs in asked.items():
-                say(task)
-                pictures, spent = self._drawn(model, [prompt for _, prompt in pairs])
-                seconds += spent
-                for name, judge in judges.items():
-                    marks[name][task] = self._passed(judge, [scene for scene, _ in pairs], pictures)
-                _sheet(pictures).save(self.folder / f"{task}.png")
+        model, seconds = Rebus.load(self.model), 0.0
+        for task, pairs in asked.items():
+            say(task)
+            pictures, spent = self._drawn(model, [prompt for _, prompt in pairs])
+            seconds += spent
+            for name, judge in judges.items():
+                marks[name][task] = self._passed(judge, [scene for scene, _ in pairs], pictures)
+            _sheet(pictures).save(self.folder / f"{task}.png")
         number = sum(map(len, asked.values()))
         told = {"settings": settings, "marks": marks, "seconds_per_picture": seconds / number}
         path.with_suffix(".new").write_text(json.dumps(told) + "\n")
@@ -163,9 +157,13 @@ class Trial:
         return told
 
     def _settings(self, judges: dict[str, Judge]) -> dict[str, Any]:
-        chosen = {key: value for key, value in asdict(self.arm).items() if key != "language_models"}
-        weights = file_hash(self.language_model / "model.safetensors")[:16]
-        return {**chosen, "weights": weights, "num_prompts": self.config.num_prompts, "judges": sorted(judges)}
+        chosen = {key: value for key, value in asdict(self.arm).items() if key != "models"}
+        return {
+            **chosen,
+            "model": SavedModel.open(self.model).hash,
+            "num_prompts": self.config.num_prompts,
+            "judges": sorted(judges),
+        }
 
     def _passed(
         self, judge: Judge, scenes: Sequence[Scene], pictures: UInt8[np.ndarray, "batch height width 3"]
@@ -189,22 +187,6 @@ class Trial:
             seconds += drawings[0].statistics.language_model_seconds + drawings[0].statistics.decoder_seconds
         return np.stack(pictures), seconds
 
-    @contextmanager
-    def _model(self) -> Iterator[Rebus]:
-        """Yields the language model with the other parts of the saved model."""
-        base = self.config.model
-        with tempfile.TemporaryDirectory() as folder:
-            whole = AssembleConfig(
-                language_model=self.language_model,
-                image_tokenizer=base / "image_tokenizer",
-                decoder=base / "decoder",
-                vae=base / "vae",
-                output=Path(folder) / "model",
-                settings=SavedModel.open(base).settings,
-            )
-            assemble(whole)
-            yield Rebus.load(whole.output)
-
 
 def read_arms(file: Path) -> dict[str, ArmConfig]:
     """Returns the arms that a JSON file names.
@@ -223,8 +205,8 @@ def read_arms(file: Path) -> dict[str, ArmConfig]:
     for name, settings in values.items():
         if unknown := set(settings) - set(known):
             raise ValueError(f"{file}: settings of {name} must be among {', '.join(known)}, got {', '.join(unknown)}")
-        models = tuple(map(Path, settings.pop("language_models", ()))) or (SHIPPED_MODEL,)
-        arms[name] = ArmConfig(language_models=models, **settings)
+        models = tuple(map(Path, settings.pop("models", (SHIPPED_MODEL,))))
+        arms[name] = ArmConfig(models=models, **settings)
     return arms
 
 
@@ -232,15 +214,12 @@ def main(argv: list[str] | None = None) -> None:
     """Compares the arms that the command line names."""
     parser = CommandParser(__doc__)
     parser.add_argument("--arms", type=Path, required=True, help="JSON file of the arms; gains are told over the first")
-    parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, help="saved model whose other parts all share")
     parser.add_argument("--num_prompts", type=int, default=80, help="of each drawing task (default: 80)")
     parser.add_argument("--output", type=Path, default=Path("runs/arms"), help="folder of all that is found")
     options = parser.parse(argv)
     console = Console(stderr=True)
     with parser.refusing():
-        config = ArmsConfig(
-            arms=read_arms(options.arms), model=options.model, num_prompts=options.num_prompts, output=options.output
-        )
+        config = ArmsConfig(arms=read_arms(options.arms), num_prompts=options.num_prompts, output=options.output)
         pack, reader = EmojiPack.open(), SignReader()
         finders = {"detector": Detector.load(SHIPPED_JUDGE), "sprite finder": SpriteFinder(pack, mini_concepts(pack))}
         judges = {name: Judge(finder, reader, pack) for name, finder in finders.items()}

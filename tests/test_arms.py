@@ -43,10 +43,12 @@ def test_a_gain_is_measured_on_the_same_prompts():
 
 
 def test_the_mean_is_that_of_the_tasks_and_a_failed_picture_is_none_of_them():
-    some = {"one": np.array([[1.0, np.nan, 1.0, 1.0]]), "two": np.zeros((1, 4))}
+    some = {"one": np.array([[1.0] * 20 + [np.nan] + [1.0] * 9]), "two": np.zeros((1, 30))}
     found = scores(some)
     assert found["mean"].score == 0.5 and found["one"].score == 1
-    assert (found["one"].n, found["one"].failed, found["mean"].n) == (3, 1, 7)
+    assert (found["one"].n, found["one"].failed, found["mean"].n) == (29, 1, 59)
+    with pytest.raises(ValueError, match="one must have some picture that was judged, got none"):
+        scores({"one": np.full((1, 3), np.nan)})
 
 
 def test_the_table_names_arms_tasks_and_gains_over_the_first(tmp_path):
@@ -63,7 +65,7 @@ def test_the_table_names_arms_tasks_and_gains_over_the_first(tmp_path):
     [
         ("{", "must be a JSON file"),
         ("{}", "at least one arm"),
-        ('{"RL": {"drafts": 2}}', "settings of RL must be among language_models, best_of, guidance, temperature"),
+        ('{"RL": {"drafts": 2}}', "settings of RL must be among models, best_of, guidance, temperature"),
     ],
 )
 def test_arms_that_cannot_be_read_are_refused(tmp_path, text, wanted):
@@ -86,10 +88,10 @@ class Blind:
 def test_a_comparison_goes_on_where_it_stood_and_refuses_the_marks_of_others(saved_model, tmp_path):
     judges = {"blind": Judge(Blind(), Blind(), EmojiPack.open())}
     arms = {
-        "one": ArmConfig(language_models=(saved_model,)),
-        "two": ArmConfig(language_models=(saved_model,), best_of=2),
+        "one": ArmConfig(models=(saved_model,)),
+        "two": ArmConfig(models=(saved_model,), best_of=2),
     }
-    config = ArmsConfig(arms=arms, model=saved_model, num_prompts=3, batch_size=2, output=tmp_path)
+    config = ArmsConfig(arms=arms, num_prompts=3, batch_size=2, output=tmp_path)
     said = []
     figures = compare(config, judges, said.append)
     assert figures["judges"]["blind"]["two"]["scores"]["one_object"]["n"] == 3 and len(said) == 12

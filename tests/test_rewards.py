@@ -72,15 +72,16 @@ def found(scene):
 def test_what_is_there_and_stands_where_it_should_is_rewarded_in_shares(samples):
     for task in ("one", "two", "count", "background", "sign", "position"):
         (scene,), _, (picture,) = asked(samples, task)
-        assert agreement(scene, np.asarray(picture), found(scene)) == 1
+        assert agreement(scene, np.asarray(picture), found(scene), 0.5) == 1
     first, second = found(scene)  # of the two that stand somewhere
     swapped = [replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y)]
     pixels = np.asarray(picture)
-    assert agreement(scene, pixels, swapped) == pytest.approx(2 / 3)
-    assert agreement(scene, pixels, [first]) == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert agreement(scene, pixels, [first, second, first]) == pytest.approx((4 / 5 + 1 + 1) / 3)
+    assert agreement(scene, pixels, swapped, 0.5) == pytest.approx(2 / 3)
+    assert agreement(scene, pixels, [first], 0.0) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert agreement(scene, pixels, [first], 0.5) == pytest.approx((1 / 3 + 1 + 0) / 3)  # half is for all or nothing
+    assert agreement(scene, pixels, [first, second, first], 0.0) == pytest.approx((4 / 5 + 1 + 1) / 3)
     other = replace(scene, background="red" if scene.background != "red" else "blue")
-    assert agreement(other, pixels, [first, second]) == pytest.approx(2 / 3)
+    assert agreement(other, pixels, [first, second], 0.5) == pytest.approx(2 / 3)
 
 
 def test_the_judge_is_refused_as_a_reward(tmp_path, samples):
@@ -91,6 +92,8 @@ def test_the_judge_is_refused_as_a_reward(tmp_path, samples):
             Scorer({"objects": ObjectsRewardConfig(detector=folder)}, 0)
     with pytest.raises(ValueError, match="detector must be the folder of a trained detector"):
         Scorer({"objects": ObjectsRewardConfig(detector=tmp_path / "none")}, 0)
+    with pytest.raises(ValueError, match=r"exact must be in \[0, 1\], got 2"):
+        ObjectsRewardConfig(detector=tmp_path, exact=2.0)
     with pytest.raises(ValueError, match="weight must be positive and finite, got 0.0"):
         SignRewardConfig(weight=0.0)
     with pytest.raises(ValueError, match="rewards must be at least one, got none"):

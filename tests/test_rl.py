@@ -341,7 +341,7 @@ def test_groups_must_divide_and_rewards_and_weights_must_make_sense(stage_of, tm
 def test_rewards_are_chosen_on_the_command_line_and_unknown_ones_are_refused(capsys):
     flags = ["--preset", "mini", "--rewards.objects", "null", "--rewards.sign.weight", "2", "--kl", "AdaptiveKl"]
     config = parse(rl.PRESETS, flags)
-    assert set(config.rewards.chosen()) == {"sign", "reading"} and config.rewards.sign.weight == 2
+    assert set(config.rewards.chosen()) == {"sign"} and config.rewards.sign.weight == 2
     assert isinstance(config.kl, AdaptiveKl)
     with pytest.raises(SystemExit):
         parse(rl.PRESETS, ["--preset", "mini", "--rewards.aesthetics.weight", "2"])

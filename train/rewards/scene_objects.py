@@ -30,11 +30,16 @@ class ObjectsRewardConfig:
 
     detector: Path
     """Folder of a detector that judges nothing."""
+    exact: float = 0.5
+    """Share of the mark for objects that only a picture with those asked for and no others gets, in [0, 1]. Without it
+    six frogs of seven are worth nearly as much as seven."""
     weight: float = 1.0
     """By which it is multiplied before all rewards are added."""
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
+        if not 0 <= self.exact <= 1:
+            raise ValueError(f"exact must be in [0, 1], got {self.exact}")
 
     def check(self) -> None:
         """Refuses the judge.
@@ -50,14 +55,14 @@ class ObjectsRewardConfig:
 
     def build(self) -> Reward:
         """Returns the function."""
-        return ObjectsReward(Detector.load(self.detector))
+        return ObjectsReward(Detector.load(self.detector), self.exact)
 
 
 class ObjectsReward:
     """Compares what a detector finds with the scene that was asked for."""
 
-    def __init__(self, detector: Detector) -> None:
-        self.detector = detector
+    def __init__(self, detector: Detector, exact: float) -> None:
+        self.detector, self.exact = detector, exact
 
     def __call__(
         self,
@@ -71,12 +76,15 @@ class ObjectsReward:
         del prompts
         pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in completions])
         found = self.detector.detect(rearrange(torch.from_numpy(pixels), "b h w c -> b c h w") / 255)
-        return [agreement(*each) for each in zip(scene, pixels, found, strict=True)]
+        return [agreement(*each, self.exact) for each in zip(scene, pixels, found, strict=True)]
 
 
-def agreement(scene: Scene, picture: UInt8[np.ndarray, "height width 3"], objects: Sequence[Detection]) -> float:
+def agreement(
+    scene: Scene, picture: UInt8[np.ndarray, "height width 3"], objects: Sequence[Detection], exact: float
+) -> float:
     """Returns the mean of the marks for objects, ground and, where it is asked for, place."""
-    marks = [_overlap(scene, objects), float(_ground(picture, objects) == scene.background)]
+    overlap = _overlap(scene, objects)
+    marks = [(1 - exact) * overlap + exact * (overlap == 1), float(_ground(picture, objects) == scene.background)]
     if scene.task == "position":
         marks.append(float(_as_placed(scene, objects)))
     return sum(marks) / len(marks)
