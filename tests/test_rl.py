@@ -172,19 +172,19 @@ def group(number, totals):
 
 def test_groups_that_teach_nothing_are_left_out_and_make_the_others_no_louder():
     groups = [group(0, [0.5, 0.5]), group(1, [0.2, 0.4]), group(2, [0.3, None])]
-    assert [one.number for one in informative(groups, 0.0)] == [0, 1, 2]
-    taught = informative(groups, 0.1)
-    assert [one.number for one in taught] == [1]
-    assert [one.number for one in informative(groups, 9.0)] == [0]  # an update needs something
-    some, every = (
-        rl_batch(
-            code_rows([[[1]] * 2 * len(part)], [[7, 8]] * 2 * len(part)), part, groups, 0.0, divide_by_spread=False
-        )
-        for part in (taught, groups)
-    )
-    assert some.num_targets == every.num_targets == 10
-    assert some.metrics == every.metrics
-    assert torch.equal(some.advantages, every.advantages[2:4]) and every.advantages[[0, 1, 4, 5]].abs().max() == 0
+
+    def batch(least_spread):
+        config = GrpoConfig(divide_by_spread=False, least_spread=least_spread)
+        taught = informative(groups, config)
+        rows = code_rows([[[1]] * 2 * len(taught)], [[7, 8]] * 2 * len(taught))
+        return taught, rl_batch(rows, taught, groups, 0.0, config)
+
+    every, some, none = (batch(least_spread) for least_spread in (0.0, 0.1, 9.0))
+    assert [[one.number for one in taught] for taught, _ in (every, some, none)] == [[0, 1, 2], [1], [0]]
+    assert all(one.num_targets == 10 and one.metrics == every[1].metrics for _, one in (some, none))
+    assert torch.equal(some[1].advantages, every[1].advantages[2:4])
+    assert every[1].kept.tolist() == [True] * 5 + [False]
+    assert some[1].kept.all() and not none[1].kept.any()  # an update needs something, be it without effect
 
 
 @pytest.mark.slow
@@ -296,6 +296,7 @@ def test_two_processes_under_deepspeed_draw_and_learn_what_one_does(tmp_path):
     flags += ["--model", str(MODEL), "--rewards.reading.model", str(MODEL), "--optim.lr", "0.001"]
     flags += ["--run.steps", "2", "--run.batch_size", "4", "--group_size", "2", "--num_validation", "1"]
     flags += ["--run.threads", "1", "--run.log_every", "1", "--show_every", "null"]
+    flags += ["--grpo.least_spread", "0"]  # metrics are means over what each process learns from
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rebus.train.rl", *flags]
     command += ["--run.output", str(tmp_path / "two")]
     environment = {

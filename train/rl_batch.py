@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rebus.train.code_policy import CodeRows
-from rebus.train.grpo_loss import advantages
+from rebus.train.grpo_loss import GrpoConfig, advantages
 from rebus.train.rewards.scoring import Scores
 
 _ALIKE = 1e-6
@@ -48,7 +48,7 @@ class RlBatch:
     reference: Float[Tensor, "rows codes"]
     advantages: Float[Tensor, " rows"]
     kept: Bool[Tensor, " rows"]
-    """Pictures whose rewards did not fail."""
+    """Pictures whose rewards did not fail, of groups whose rewards differ enough."""
     reference_entropy: Float[Tensor, ""]
     kl_weight: Float[Tensor, ""]
     num_targets: Float[Tensor, " 1"]
@@ -57,13 +57,13 @@ class RlBatch:
     """Of the rollout."""
 
 
-def informative(groups: Sequence[Group], least_spread: float) -> list[Group]:
-    """Returns the groups whose rewards differ by a standard deviation of at least so much; the first if none do."""
-    return [group for group in groups if _spread(group) >= least_spread] or [*groups[:1]]
+def informative(groups: Sequence[Group], config: GrpoConfig) -> list[Group]:
+    """Returns the groups whose rewards differ enough; the first if none do, of which the loss then takes no notice."""
+    return [group for group in groups if _spread(group) >= config.least_spread] or [*groups[:1]]
 
 
 def rl_batch(
-    rows: CodeRows, taught: Sequence[Group], groups: Sequence[Group], kl_weight: float, *, divide_by_spread: bool
+    rows: CodeRows, taught: Sequence[Group], groups: Sequence[Group], kl_weight: float, config: GrpoConfig
 ) -> RlBatch:
     """Returns groups as a batch.
 
@@ -72,16 +72,17 @@ def rl_batch(
         taught: these groups, all of one size.
         groups: all groups of the rollout; a group that is left out makes the others no louder.
         kl_weight: of the distance from the reference.
-        divide_by_spread: as in ``GrpoConfig``.
+        config: which groups differ enough, and what advantages are.
     """
     totals = torch.tensor([[float("nan") if one is None else one for one in group.totals] for group in taught])
+    differs = torch.tensor([_spread(group) >= config.least_spread for group in taught])
     num_kept = sum(one is not None for group in groups for one in group.totals)
     return RlBatch(
         rows=rows,
         old=torch.tensor([row for group in taught for row in group.old]),
         reference=torch.tensor([row for group in taught for row in group.reference]),
-        advantages=advantages(totals, divide_by_spread=divide_by_spread).flatten(),
-        kept=~totals.isnan().flatten(),
+        advantages=advantages(totals, divide_by_spread=config.divide_by_spread).flatten(),
+        kept=(~totals.isnan() & differs.unsqueeze(1)).flatten(),
         reference_entropy=torch.tensor(statistics.fmean(group.entropy for group in taught)),
         kl_weight=torch.tensor(kl_weight),
         num_targets=torch.tensor([float(num_kept * rows.codes.shape[1])]),

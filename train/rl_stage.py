@@ -148,10 +148,9 @@ class RlStage:
             for groups in self.processes.gathered(self._roll_out(begun, numbers)):
                 self._groups |= {group.number: group for group in groups}
         own = [self._groups[number] for number in numbers]
-        grpo = self.config.grpo
-        taught = informative(own, grpo.least_spread)
+        taught = informative(own, self.config.grpo)
         rows = self.studio.rows([group.prompt for group in taught], [group.codes for group in taught])
-        batch = rl_batch(rows, taught, own, self.kl_weight, divide_by_spread=grpo.divide_by_spread)
+        batch = rl_batch(rows, taught, own, self.kl_weight, self.config.grpo)
         batch.metrics.update({name: torch.tensor(value) for name, value in self._seconds.items()})
         self._handed_out = time.monotonic()
         return batch
