@@ -48,10 +48,10 @@ def rl_stage(config: RlConfig, pack: EmojiPack) -> RlStage:
 
 
 def mini() -> RlConfig:
-    """The shipped model, which learns to draw unguided and at full spread; ten minutes on one core."""
+    """The shipped model, which learns to draw unguided and at full spread; 20 minutes on one core."""
     return RlConfig(
-        run=RunConfig(output=Path("runs/rl"), steps=60, batch_size=64, log_every=2, validate_every=20, save_every=10),
-        optim=OptimConfig(lr=1e-4, warmup_steps=10, cooldown_fraction=0.3, weight_decay=0.0),
+        run=RunConfig(output=Path("runs/rl"), steps=120, batch_size=64, log_every=2, validate_every=40, save_every=10),
+        optim=OptimConfig(lr=1.5e-4, warmup_steps=10, cooldown_fraction=0.3, weight_decay=0.0),
         model=Path("assets/mini"),
         rewards=RewardsConfig(
             objects=ObjectsRewardConfig(detector=Path("runs/reward_detector/export")), sign=SignRewardConfig()
