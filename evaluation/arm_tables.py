@@ -31,7 +31,8 @@ def plot(figures: Figures, file: Path) -> None:
         axes.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks])
         axes.set(ylabel=f"judged right by the {judge}", ylim=(0, 1.05))
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8)
     figure.savefig(file, dpi=120)
 
 
