@@ -39,9 +39,11 @@ from rebus.evaluation.judges import Judge
 from rebus.evaluation.sign_reader import SignReader
 from rebus.evaluation.sprite_finder import SpriteFinder
 from rebus.model.command_line import SHIPPED_MODEL, CommandParser
+from rebus.model.drawing_files import write_whole
 from rebus.model.rebus import Rebus
 from rebus.model.saved import SavedModel
 
+_JUDGED = "judged.json"
 _SHEET_COLUMNS = 12
 
 
@@ -96,12 +98,19 @@ def compare(config: ArmsConfig, judges: dict[str, Judge], say: Callable[[str], N
         name: [samples.prompt(random.Random(f"arms/{task}/{index}"), task) for index in range(config.num_prompts)]
         for name, task in DRAWING_TASKS.items()
     }
-    found: dict[str, list[Judged]] = {}
-    for name, arm in config.arms.items():
-        found[name] = []
-        for number, path in enumerate(arm.models):
-            trial = Trial(config, arm, path, config.output / _file_name(name) / str(number))
-            found[name].append(trial.judged(asked, judges, lambda task, name=name: say(f"{name}: {task}")))
+    trials = {
+        name: [
+            Trial(config, arm, path, config.output / _file_name(name) / str(number))
+            for number, path in enumerate(arm.models)
+        ]
+        for name, arm in config.arms.items()
+    }
+    for one in (one for several in trials.values() for one in several):
+        one.kept(judges)  # refuses what is wrong with any of them before any work
+    found = {
+        name: [one.judged(asked, judges, lambda task, name=name: say(f"{name}: {task}")) for one in several]
+        for name, several in trials.items()
+    }
     marks: dict[str, dict[str, Marks]] = {
         judge: {
             name: {task: np.array([one["marks"][judge][task] for one in models], dtype=float) for task in asked}
@@ -129,16 +138,12 @@ class Trial:
     def judged(
         self, asked: dict[str, list[tuple[Scene, str]]], judges: dict[str, Judge], say: Callable[[str], None]
     ) -> Judged:
-        """Returns the marks of its drawings; those of an earlier call, if there was one with the same settings.
+        """Returns the marks of its drawings; those of an earlier call, if there was one.
 
         Raises:
-            ValueError: if the folder holds marks of something else.
+            ValueError: as ``kept``.
         """
-        path, settings = self.folder / "judged.json", self._settings(judges)
-        if path.exists():
-            found = json.loads(path.read_text())
-            if found["settings"] != settings:
-                raise ValueError(f"{path} must be of {settings}, got {found['settings']}; choose another output")
+        if found := self.kept(judges):
             return found
         self.folder.mkdir(parents=True, exist_ok=True)
         marks: dict[str, dict[str, list[bool | None]]] = {judge: {} for judge in judges}
@@ -151,10 +156,23 @@ class Trial:
                 marks[name][task] = self._passed(judge, [scene for scene, _ in pairs], pictures)
             _sheet(pictures).save(self.folder / f"{task}.png")
         number = sum(map(len, asked.values()))
-        told = {"settings": settings, "marks": marks, "seconds_per_picture": seconds / number}
-        path.with_suffix(".new").write_text(json.dumps(told) + "\n")
-        path.with_suffix(".new").replace(path)
+        told = {"settings": self._settings(judges), "marks": marks, "seconds_per_picture": seconds / number}
+        write_whole({self.folder / _JUDGED: (json.dumps(told) + "\n").encode()})
         return told
+
+    def kept(self, judges: dict[str, Judge]) -> Judged | None:
+        """Returns what an earlier call with the same settings found; None if there was none.
+
+        Raises:
+            ValueError: if there is no such model, or the folder holds marks of something else.
+        """
+        path, settings = self.folder / _JUDGED, self._settings(judges)
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        if found["settings"] != settings:
+            raise ValueError(f"{path} must be of {settings}, got {found['settings']}; choose another output")
+        return found
 
     def _settings(self, judges: dict[str, Judge]) -> dict[str, Any]:
         chosen = {key: value for key, value in asdict(self.arm).items() if key != "models"}
@@ -203,10 +221,14 @@ def read_arms(file: Path) -> dict[str, ArmConfig]:
     known = [each.name for each in fields(ArmConfig)]
     arms = {}
     for name, settings in values.items():
-        if unknown := set(settings) - set(known):
-            raise ValueError(f"{file}: settings of {name} must be among {', '.join(known)}, got {', '.join(unknown)}")
-        models = tuple(map(Path, settings.pop("models", (SHIPPED_MODEL,))))
-        arms[name] = ArmConfig(models=models, **settings)
+        if not isinstance(settings, dict) or (set(settings) - set(known)):
+            raise ValueError(f"{file}: settings of {name} must be among {', '.join(known)}, got {settings}")
+        models = settings.pop("models", [str(SHIPPED_MODEL)])
+        if not isinstance(models, list) or not all(isinstance(path, str) for path in models):
+            raise ValueError(f"{file}: models of {name} must be a list of folders, got {models}")
+        if wrong := {key: value for key, value in settings.items() if type(value) not in (int, float)}:
+            raise ValueError(f"{file}: settings of {name} must be numbers, got {wrong}")
+        arms[name] = ArmConfig(models=tuple(map(Path, models)), **settings)
     return arms
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,10 @@ def test_the_table_names_arms_tasks_and_gains_over_the_first(tmp_path):
     [
         ("{", "must be a JSON file"),
         ("{}", "at least one arm"),
+        ('{"RL": 8}', "settings of RL must be among models, .*, got 8"),
+        ('{"RL": {"best_of": "8"}}', "settings of RL must be numbers, got {'best_of': '8'}"),
+        ('{"RL": {"models": "runs/rl"}}', "models of RL must be a list of folders, got runs/rl"),
+        ('{"RL": {"models": []}}', "models must be at least one"),
         ('{"RL": {"drafts": 2}}', "settings of RL must be among models, best_of, guidance, temperature"),
     ],
 )
@@ -101,3 +106,7 @@ def test_a_comparison_goes_on_where_it_stood_and_refuses_the_marks_of_others(sav
     (tmp_path / "two" / "0" / "judged.json").write_text(json.dumps({**judged, "settings": {}}))
     with pytest.raises(ValueError, match="choose another output"):
         compare(config, judges, said.append)
+    lost = replace(config, arms={**arms, "three": ArmConfig(models=(tmp_path / "none",))}, output=tmp_path / "other")
+    with pytest.raises(ValueError, match="none"):
+        compare(lost, judges, said.append)
+    assert len(said) == 12  # nothing was drawn
