@@ -33,21 +33,17 @@ class RebusChat(_lmms):
 
     is_simple = False
 
-    def __init__(
-        self,
-        pretrained: str,
-        device: str = "cpu",
-        dtype: Literal["float32", "bfloat16", "int8"] = "float32",
-        batch_size: int | str = 1,
-        **others: Any,
-    ) -> None:
+    def __init__(self, **arguments: Any) -> None:
         """Opens a saved model.
+
+        Args:
+            arguments: ``pretrained``, its folder; ``device``, ``dtype`` and ``batch_size`` if others than the defaults.
 
         Raises:
             ValueError: if there is none, or an argument is unknown or no value for it.
         """
         super().__init__()
-        self._examined = _Examined(pretrained, device, dtype, batch_size, others)
+        self._examined = _Examined(**arguments)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Returns an answer to each request.
@@ -63,11 +59,11 @@ class RebusChat(_lmms):
         return self._examined.generate(asked)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Is for the other class."""
+        """Refuses: the base class has every model define it, but lmms-eval asks only simple models for likelihoods."""
         raise NotImplementedError("likelihoods of chats are not asked for by lmms-eval; run it with --force_simple")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Is not there."""
+        """Refuses: the base class has every model define it, and no task of several rounds was ever tried."""
         raise NotImplementedError("tasks of several rounds cannot be run")
 
 
@@ -76,21 +72,17 @@ class RebusSimple(_lmms):
 
     is_simple = True
 
-    def __init__(
-        self,
-        pretrained: str,
-        device: str = "cpu",
-        dtype: Literal["float32", "bfloat16", "int8"] = "float32",
-        batch_size: int | str = 1,
-        **others: Any,
-    ) -> None:
+    def __init__(self, **arguments: Any) -> None:
         """Opens a saved model.
+
+        Args:
+            arguments: ``pretrained``, its folder; ``device``, ``dtype`` and ``batch_size`` if others than the defaults.
 
         Raises:
             ValueError: if there is none, or an argument is unknown or no value for it.
         """
         super().__init__()
-        self._examined = _Examined(pretrained, device, dtype, batch_size, others)
+        self._examined = _Examined(**arguments)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Returns an answer to each request, as ``RebusChat``."""
@@ -113,7 +105,7 @@ class RebusSimple(_lmms):
         return self._examined.log_likelihoods(asked)
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Is not there."""
+        """Refuses: the base class has every model define it, and no task of several rounds was ever tried."""
         raise NotImplementedError("tasks of several rounds cannot be run")
 
     def _chat(self, text: str, pictures_of: Any, document: Any) -> Chat:
@@ -128,10 +120,10 @@ class _Examined:
     def __init__(
         self,
         pretrained: str,
-        device: str,
-        dtype: Literal["float32", "bfloat16", "int8"],
-        batch_size: int | str,
-        others: Mapping[str, Any],
+        device: str = "cpu",
+        dtype: Literal["float32", "bfloat16", "int8"] = "float32",
+        batch_size: int | str = 1,
+        **others: Any,
     ) -> None:
         if unknown := sorted({*others} - {"max_batch_size"}):  # which lmms-eval hands to every model
             raise ValueError(f"model_args must be of pretrained, device and dtype, got {', '.join(unknown)}")

@@ -72,7 +72,7 @@ def module(monkeypatch):
 
 
 def examined(kind, documents, **arguments):
-    model = kind("somewhere", **arguments)
+    model = kind(pretrained="somewhere", **arguments)
     model.task_dict["task"] = {"test": documents}
     return model
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_done_is_refused(module):
         ({"pretrainde": "x"}, "model_args must be of pretrained, device and dtype, got pretrainde"),
     ):
         with pytest.raises(ValueError, match=message):
-            module.RebusSimple("somewhere", **arguments)
+            module.RebusSimple(pretrained="somewhere", **arguments)
     chat = examined(module.RebusChat, ["x"])
     text = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     for messages, settings, message in (
