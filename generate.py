@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 BATCH_SIZE = 16
-PAINTING = ("painter", "steps", "decoder_guidance")
+PAINTING = ("painter", "steps", "decoder_guidance", "height", "width")
 WRITING = ("guidance", "temperature", "top_k", "top_p", "min_p", "best_of")
 
 
@@ -71,6 +71,8 @@ def _parser() -> CommandParser:
     how.add_argument("--painter", help="diffusion, or pixels for the image tokenizer's own decoder: quick, and softer")
     how.add_argument("--steps", type=int, help="evaluations of the diffusion decoder")
     how.add_argument("--decoder-guidance", type=float, help="how strictly it follows the codes; 1 is plain")
+    how.add_argument("--height", type=int, help="in pixels, for a decoder that paints several sizes; with --width")
+    how.add_argument("--width", type=int, help="in pixels")
     how.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count on (default: 0)")
     parser.add_model_flags()
     where = parser.add_argument_group("where to")
@@ -97,7 +99,7 @@ def _prompts(options: Namespace) -> list[str]:
 def _drawings(rebus: "Rebus", options: Namespace, prompts: list[str]) -> Iterator["Drawing"]:
     """Yields the pictures, batch after batch."""
     from rebus.data.samples import Message
-    from rebus.model.drawing_files import read_tokens
+    from rebus.model.drawing_files import read_tokens, recorded_prompt
     from rebus.tokenizers.tokens import Tokens
 
     shown = () if options.image is None else (rebus.look(options.image),)
@@ -105,6 +107,7 @@ def _drawings(rebus: "Rebus", options: Namespace, prompts: list[str]) -> Iterato
     if asked:
         rebus.check(asked)  # refuses a bad prompt before the first picture is written
     codes = [] if options.from_tokens is None else read_tokens(options.from_tokens, rebus.saved)
+    shows = [recorded_prompt(options.from_tokens) for _ in codes]
     number = len(asked) + len(codes)
     if options.output.suffix == ".png" and number > 1:
         raise ValueError(f"--output must be a folder for {number} pictures, got {options.output}")
@@ -115,7 +118,7 @@ def _drawings(rebus: "Rebus", options: Namespace, prompts: list[str]) -> Iterato
             if asked:
                 drawings = rebus.draw(asked[start:stop], seed=seed, **settings)
             else:
-                drawings = rebus.paint(Tokens.cat(codes[start:stop]), seed=seed, **settings)
+                drawings = rebus.paint(Tokens.cat(codes[start:stop]), text=shows[start:stop], seed=seed, **settings)
         yield from drawings
 
 

@@ -29,6 +29,11 @@ class DecoderPipeline:
         self.decoder = decoder
         self.vae = vae
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it paints what a text says, too."""
+        return self.decoder.text is not None
+
     @torch.no_grad()
     def render(
         self,

@@ -23,9 +23,15 @@ CODES_SHARE = 0.1
 """By which the log-likelihood of a draft's codes is multiplied beside the words that are told of it (NOTES.md)."""
 
 
+def prompt_text(message: Message) -> str:
+    """Returns the text that says what the picture it asks for shows; none where it speaks of another picture."""
+    texts = [part for part in message.parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(message.parts) else ""
+
+
 def num_drafts(message: Message, best_of: int) -> int:
-    """Returns how many drafts a message gets: a text that speaks of another picture does not describe the new one."""
-    return 1 if any(isinstance(part, Picture) for part in message.parts) else best_of
+    """Returns how many drafts a message gets: without a description of the picture nothing could choose."""
+    return best_of if prompt_text(message) else 1
 
 
 def draft_seed(seed: int, draft: int) -> int:
@@ -44,8 +50,8 @@ def read_back(
     asked = [[Message("user", (Picture(tokens=draft), caption_request))] for draft in drafts]
     shown = [render_prompt(chat, text_tokenizer, engine.vocabulary) for chat in asked]
     room = engine.body.parts.max_positions - max(map(len, shown))  # the end of a very long prompt is not read
-    texts = ["".join(part for part in message.parts if isinstance(part, str)) for message in messages]
-    likelihoods = engine.log_likelihoods(shown, [text_tokenizer.encode(text)[:room] for text in texts])
+    texts = [text_tokenizer.encode(prompt_text(message))[:room] for message in messages]
+    likelihoods = engine.log_likelihoods(shown, texts)
     return [float(likelihood.exp().sum()) for likelihood in likelihoods]
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from einops import rearrange
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from rebus.model.continuation import Decoding
 from rebus.model.decoder_guidance import guide
@@ -47,6 +50,11 @@ class DrawingSettings:
     """Evaluations of the diffusion decoder."""
     decoder_guidance: float = 1.0
     """How strictly it follows the codes; 1 is plain, and twice as fast."""
+    height: int | None = None
+    """Of the picture in pixels, with ``width`` one of the sizes that the diffusion decoder was trained with; the usual
+    one by default."""
+    width: int | None = None
+    """Of the picture in pixels."""
 
     def __post_init__(self) -> None:
         for name in ("best_of", "steps"):
@@ -54,8 +62,17 @@ class DrawingSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.painter not in PAINTERS:
             raise ValueError(f"painter must be {' or '.join(PAINTERS)}, got {self.painter}")
+        if (self.height is None) != (self.width is None):
+            raise ValueError(f"height and width must be given both or neither, got {self.height} and {self.width}")
+        if self.height is not None and self.painter == "pixels":
+            raise ValueError(f"height must be left out where painter is pixels, which has one size, got {self.height}")
         self.decoding()
         guide(self.decoder_guidance)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width, if they are given."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
 
     def decoding(self) -> Decoding:
         """Returns how texts and codes are written; of text always the likeliest."""
@@ -105,6 +122,22 @@ class Drawing:
     seed: int
     settings: DrawingSettings
     statistics: Statistics
+
+
+def drawings(
+    pictures: Float[Tensor, "batch 3 height width"],
+    tokens: Tokens,
+    seeds: Sequence[int],
+    settings: Sequence[DrawingSettings],
+    statistics: Statistics,
+) -> list[Drawing]:
+    """Returns pictures in [0, 1] that were drawn as one batch, each with its codes, its seed and its settings."""
+    pixels = rearrange((pictures * 255).round().byte().cpu(), "batch rgb height width -> batch height width rgb")
+    images = [Image.fromarray(one.numpy()) for one in pixels]
+    return [
+        Drawing(image=image, tokens=tokens.row(row), seed=seed, settings=chosen, statistics=statistics)
+        for row, (image, seed, chosen) in enumerate(zip(images, seeds, settings, strict=True))
+    ]
 
 
 def picture_seeds(seed: int | Sequence[int], number: int) -> list[int]:

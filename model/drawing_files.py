@@ -98,6 +98,13 @@ def read_tokens(path: Path, saved: SavedModel) -> list[Tokens]:
     return pictures
 
 
+def recorded_prompt(path: Path) -> str:
+    """Returns what the record of a picture says that it shows; nothing for codes alone, or a change of a picture."""
+    values = json.loads(path.read_bytes())
+    prompt = values.get("prompt")
+    return prompt if isinstance(prompt, str) and not values.get("image") else ""
+
+
 def _codes(rows: Sequence[Tokens], saved: SavedModel) -> dict[str, Any]:
     return {"image_tokenizer_hash": saved.image_tokenizer_hash, "codes": [row.ids[0].tolist() for row in rows]}
 

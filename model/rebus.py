@@ -16,8 +16,8 @@ from torch import Tensor
 from rebus.data.image_files import fit, read_picture
 from rebus.data.rendering import joined_parts
 from rebus.data.samples import Message, Picture, Sample, pictures, with_tokens
-from rebus.model.drafts import num_drafts
-from rebus.model.drawing import Drawing, DrawingSettings, Statistics, Written, picture_seeds
+from rebus.model.drafts import num_drafts, prompt_text
+from rebus.model.drawing import Drawing, DrawingSettings, Statistics, Written, drawings, picture_seeds
 from rebus.model.guidance import Guidance
 from rebus.model.saved import SavedModel
 from rebus.model.token_reduction import TokenReduction
@@ -94,7 +94,8 @@ class Rebus:
         start = time.perf_counter()
         tokens = self.writer.draw(messages, chosen, seeds, numbers)
         written = Written(num_codes=sum(numbers) * tokens.ids[0].numel(), seconds=time.perf_counter() - start)
-        return self._paint(tokens, [replace(chosen, best_of=number) for number in numbers], seeds, written)
+        each, texts = [replace(chosen, best_of=number) for number in numbers], list(map(prompt_text, messages))
+        return self._paint(tokens, each, seeds, texts, written)
 
     def check(self, prompts: Sequence[str | Message]) -> list[Message]:
         """Returns prompts to draw as messages whose pictures have codes.
@@ -118,19 +119,23 @@ class Rebus:
         """
         return Picture(tokens=self._encode([self._picture(image)])[0])
 
-    def paint(self, tokens: Tokens, *, seed: int | Sequence[int] = 0, **settings: Any) -> list[Drawing]:
+    def paint(
+        self, tokens: Tokens, *, text: Sequence[str] | None = None, seed: int | Sequence[int] = 0, **settings: Any
+    ) -> list[Drawing]:
         """Returns the pictures of codes, or of the first codes where the layout allows it, painted as one batch.
 
         Args:
             tokens: codes of this model's image tokenizer.
+            text: what each shows; a decoder that reads no text takes no notice.
             seed: of each picture, or of the first, from which the others count on.
-            settings: ``painter``, ``steps`` and ``decoder_guidance`` of ``DrawingSettings``, if not the model's own.
+            settings: ``painter``, ``steps``, ``decoder_guidance``, ``height`` and ``width`` of ``DrawingSettings``, if
+                not the model's own.
 
         Raises:
             ValueError: if the codes are of another layout, or a setting is out of range.
         """
         chosen, number = replace(self.saved.settings, best_of=1, **settings), len(tokens.lengths)
-        return self._paint(tokens, [chosen] * number, picture_seeds(seed, number), None)
+        return self._paint(tokens, [chosen] * number, picture_seeds(seed, number), text, None)
 
     def rebuild(self, images: Sequence[Image.Image | Path]) -> list[Drawing]:
         """Returns each picture as its codes keep it: encoded and painted again, as one batch."""
@@ -258,7 +263,12 @@ class Rebus:
         return DecoderPipeline(decoder, read_vae(self.saved.path("vae"), self.device))
 
     def _paint(
-        self, tokens: Tokens, settings: Sequence[DrawingSettings], seeds: Sequence[int], written: Written | None
+        self,
+        tokens: Tokens,
+        settings: Sequence[DrawingSettings],
+        seeds: Sequence[int],
+        text: Sequence[str] | None,
+        written: Written | None,
     ) -> list[Drawing]:
         """Returns the pictures of codes that the language model wrote, or that were given."""
         chosen = settings[0]
@@ -268,19 +278,21 @@ class Rebus:
         if by_pixels:
             pictures = self.image_tokenizer.decode(tokens.to(self.device), seeds=seeds)
         else:
-            pictures = self.painter.render(tokens, steps=chosen.steps, guidance=chosen.decoder_guidance, seed=seeds)
-        pixels = rearrange((pictures * 255).round().byte().cpu(), "batch rgb height width -> batch height width rgb")
+            pictures = self.painter.render(
+                tokens,
+                text=text if self.painter.reads_text else None,
+                size=chosen.size,
+                steps=chosen.steps,
+                guidance=chosen.decoder_guidance,
+                seed=seeds,
+            )
         statistics = Statistics(
             batch_size=len(seeds),
             codes_per_second=written and written.num_codes / written.seconds,
             language_model_seconds=written.seconds if written else 0.0,
             decoder_seconds=time.perf_counter() - start,
         )
-        images = [Image.fromarray(one.numpy()) for one in pixels]
-        return [
-            Drawing(image=image, tokens=tokens.row(row), seed=seed, settings=chosen, statistics=statistics)
-            for row, (image, seed, chosen) in enumerate(zip(images, seeds, settings, strict=True))
-        ]
+        return drawings(pictures, tokens, seeds, settings, statistics)
 
     def _coded(self, chats: Sequence[Chat]) -> list[Chat]:
         """Returns chats with the codes of their pictures."""

@@ -62,7 +62,7 @@ def test_a_prompt_becomes_a_png_and_a_record_that_says_how_to_draw_it_again(run,
     assert record["settings"] == {
         **{"guidance": 2.0, "picture_guidance": None, "guidance_start": 0.0, "guidance_stop": 1.0, "guesses": 0},
         **{"by_level": False, "temperature": 1.0, "top_k": 9, "top_p": None, "min_p": None, "best_of": 1, "steps": 4},
-        **{"painter": "diffusion", "decoder_guidance": 1.0},
+        **{"painter": "diffusion", "decoder_guidance": 1.0, "height": None, "width": None},
     }
     assert record["model_hash"] == rebus.saved.hash and record["versions"]["torch"] == torch.__version__
     assert (record["device"], record["dtype"], record["batch_size"]) == ("cpu", "float32", 1)
