@@ -232,6 +232,13 @@ def read_arms(file: Path) -> dict[str, ArmConfig]:
     return arms
 
 
+def arm_judges() -> dict[str, Judge]:
+    """Returns the two judges, which no reward knows."""
+    pack, reader = EmojiPack.open(), SignReader()
+    finders = {"detector": Detector.load(SHIPPED_JUDGE), "sprite finder": SpriteFinder(pack, mini_concepts(pack))}
+    return {name: Judge(finder, reader, pack) for name, finder in finders.items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Compares the arms that the command line names."""
     parser = CommandParser(__doc__)
@@ -242,11 +249,8 @@ def main(argv: list[str] | None = None) -> None:
     console = Console(stderr=True)
     with parser.refusing():
         config = ArmsConfig(arms=read_arms(options.arms), num_prompts=options.num_prompts, output=options.output)
-        pack, reader = EmojiPack.open(), SignReader()
-        finders = {"detector": Detector.load(SHIPPED_JUDGE), "sprite finder": SpriteFinder(pack, mini_concepts(pack))}
-        judges = {name: Judge(finder, reader, pack) for name, finder in finders.items()}
         with console.status("") as status:
-            figures = compare(config, judges, status.update)
+            figures = compare(config, arm_judges(), status.update)
     table = markdown(figures)
     (config.output / "arms.json").write_text(json.dumps(figures, indent=1) + "\n")
     (config.output / "arms.md").write_text(table)

@@ -6,6 +6,7 @@ At the root a stock language model with its tokenizer; ``image_tokenizer/``, ``d
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -130,6 +131,21 @@ def describe(
         "versions": versions(),
     }
     (folder / DESCRIPTION).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def with_language_model(saved: SavedModel, language_model: Path, folder: Path) -> SavedModel:
+    """Returns a copy of a model that has another language model, with its own text tokenizer; kept if it is there.
+
+    Raises:
+        ValueError: if the language model does not fit.
+    """
+    if not (folder / DESCRIPTION).is_file():  # written last
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in (path for path in saved.folder.iterdir() if path.is_dir()):
+            shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
+        shutil.copytree(language_model, folder, dirs_exist_ok=True)
+        describe(folder, saved.vocabulary, saved.image_size_px, saved.caption_request, saved.settings)
+    return SavedModel.open(folder)
 
 
 def weights_file(part: str, vocabulary: Vocabulary) -> str:
