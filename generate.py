@@ -106,8 +106,10 @@ def _drawings(rebus: "Rebus", options: Namespace, prompts: list[str]) -> Iterato
     asked = [Message("user", (*shown, prompt)) for prompt in prompts]
     if asked:
         rebus.check(asked)  # refuses a bad prompt before the first picture is written
-    codes = [] if options.from_tokens is None else read_tokens(options.from_tokens, rebus.saved)
-    shows = [recorded_prompt(options.from_tokens) for _ in codes]
+    codes, shows = [], []
+    if options.from_tokens is not None:
+        codes = read_tokens(options.from_tokens, rebus.saved)
+        shows = [recorded_prompt(options.from_tokens)] * len(codes)
     number = len(asked) + len(codes)
     if options.output.suffix == ".png" and number > 1:
         raise ValueError(f"--output must be a folder for {number} pictures, got {options.output}")
