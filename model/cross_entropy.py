@@ -17,13 +17,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rebus.tokenizers.uncompiled import uncompiled
+
 TILE_SIZE = 1024
 """Ids of a tile: the fastest of 256 to 2048 on a CPU, by little."""
 
 _LOG2_E = math.log2(math.e)
 
 
-@torch.compiler.disable()  # a loop over tiles, which would be unrolled
+@uncompiled  # a loop over tiles, which would be unrolled
 def linear_cross_entropy(
     hidden: Float[Tensor, "targets dim"], weight: Float[Tensor, "vocabulary dim"], ids: Int[Tensor, " targets"]
 ) -> tuple[Float[Tensor, " targets"], Bool[Tensor, " targets"]]:

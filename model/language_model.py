@@ -18,6 +18,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreT
 from rebus.data.packing import PackedBatch, document_mask
 from rebus.data.rendering import NOT_TRAINED
 from rebus.model.cross_entropy import linear_cross_entropy
+from rebus.tokenizers.uncompiled import uncompiled
 from rebus.tokenizers.vocabulary import Vocabulary
 
 INIT_STD = 0.02
@@ -196,7 +197,7 @@ class Documents:
         self.lengths = list(lengths)
 
 
-@torch.compiler.disable()  # a loop over documents, which differ from batch to batch
+@uncompiled  # a loop over documents, which differ from batch to batch
 def document_attention(
     module: nn.Module,
     query: Float[Tensor, "rows heads length dim"],

@@ -12,9 +12,10 @@ from torch.autograd.function import once_differentiable
 
 from rebus.tokenizers.quantizers.nearest import rows_at_once
 from rebus.tokenizers.quantizers.processes import mean_over_processes
+from rebus.tokenizers.uncompiled import uncompiled
 
 
-@torch.compiler.disable()  # a loop over chunks, which would be unrolled
+@uncompiled  # a loop over chunks, which would be unrolled
 def index_gradient(
     features: Float[Tensor, "vectors dim"], codes: Float[Tensor, "codes dim"], temperature: float
 ) -> Float[Tensor, "vectors dim"]:
@@ -25,7 +26,7 @@ def index_gradient(
     return _IndexGradient.apply(features / temperature, codes)
 
 
-@torch.compiler.disable()  # a loop over chunks, which would be unrolled
+@uncompiled  # a loop over chunks, which would be unrolled
 def code_entropies(
     features: Float[Tensor, "vectors dim"],
     codes: Float[Tensor, "codes dim"],

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rebus.tokenizers.uncompiled import uncompiled
+
 _WINDOW = 128
 """Codes of which the largest score is found before its place."""
 _TILE_ROWS, _TILE_CODES = 256, 2048
@@ -46,7 +48,7 @@ def rows_at_once(num_codes: int, device: torch.device) -> int:
     return max((_CPU_SCORES if device.type == "cpu" else _GPU_SCORES) // num_codes, 16)
 
 
-@torch.compiler.disable()  # a loop over chunks, which would be unrolled
+@uncompiled  # a loop over chunks, which would be unrolled
 @torch.no_grad()
 def _best_codes(
     vectors: Float[Tensor, "vectors dim"], codes: Float[Tensor, "codes dim"], bias: Float[Tensor, " codes"]

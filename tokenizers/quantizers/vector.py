@@ -20,6 +20,7 @@ from rebus.tokenizers.quantizers.known_positions import KnownPositions, known_po
 from rebus.tokenizers.quantizers.nearest import nearest_codes
 from rebus.tokenizers.quantizers.neighbours import replace_codes
 from rebus.tokenizers.quantizers.processes import add_over_processes
+from rebus.tokenizers.uncompiled import uncompiled
 
 Update = Literal["averages", "gradient"]
 DeadCodes = Literal["restart", "cluster"]
@@ -123,13 +124,13 @@ class VectorQuantizer(nn.Module):
         return Quantized(quantized, ids[..., None], losses, usage_stats(ids, self.codebook_sizes[0], mask))
 
     # A compiled pass would keep the code book for its backward pass, before which it is moved in place.
-    @torch.compiler.disable()
+    @uncompiled
     def lookup(self, ids: Int[Tensor, "batch positions streams"]) -> Float[Tensor, "batch positions dim"]:
         """Returns the vectors that codes stand for."""
         ids = ids[..., 0]
         return self.codebook[ids] if self.codes is None else self._scaled(self.codes(ids).float() + self.moves[ids])
 
-    @torch.compiler.disable()
+    @uncompiled
     def vectors(self) -> Float[Tensor, "codes dim"]:
         """Returns the code book."""
         return self.codebook if self.codes is None else self._scaled(self.codes.weight.float() + self.moves)
@@ -157,7 +158,7 @@ class VectorQuantizer(nn.Module):
             losses["entropy"] = self.config.entropy * (sure - even)
         return losses
 
-    @torch.compiler.disable()  # how many codes are dead decides what is done
+    @uncompiled  # how many codes are dead decides what is done
     @torch.no_grad()
     def _follow(
         self,
