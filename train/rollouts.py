@@ -85,8 +85,22 @@ class Studio:
         Raises:
             FloatingPointError: if the model's logits are no numbers.
         """
-        engine = Engine(model, self.vocabulary)
-        requests = [
+        engine, requests = Engine(model, self.vocabulary), self.requests(asked)
+        rows = [
+            row
+            for start in range(0, len(requests), MOST_ROWS)
+            for row in engine.generate(requests[start : start + MOST_ROWS], self.decoding)
+        ]
+        if any(row.ended == "not_a_number" for row in rows):
+            raise FloatingPointError("logits of a rollout must be numbers, got others")
+        codes = (row.ids[1:-1] for row in rows)  # between the tokens that open and close the picture
+        groups = [[next(codes) for _ in one.seeds] for one in asked]
+        assert all(len(row) == self.vocabulary.num_codes for group in groups for row in group)
+        return groups
+
+    def requests(self, asked: Sequence[Asked]) -> list[Request]:
+        """Returns what the engine is asked for: one picture for each seed of each prompt."""
+        return [
             Request(
                 prompt=prompt,
                 others=tuple(others),
@@ -99,17 +113,6 @@ class Studio:
             for prompt, *others in [self._prompts(one.prompt)]
             for seed in one.seeds
         ]
-        rows = [
-            row
-            for start in range(0, len(requests), MOST_ROWS)
-            for row in engine.generate(requests[start : start + MOST_ROWS], self.decoding)
-        ]
-        if any(row.ended == "not_a_number" for row in rows):
-            raise FloatingPointError("logits of a rollout must be numbers, got others")
-        codes = (row.ids[1:-1] for row in rows)  # between the tokens that open and close the picture
-        groups = [[next(codes) for _ in one.seeds] for one in asked]
-        assert all(len(row) == self.vocabulary.num_codes for group in groups for row in group)
-        return groups
 
     def paint(self, asked: Sequence[Asked], codes: Sequence[Sequence[Sequence[int]]]) -> list[list[Image.Image]]:
         """Returns each picture, painted with the seed that it was drawn with."""
