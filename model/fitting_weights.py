@@ -8,8 +8,13 @@ from torch import nn
 _MOST_NAMED = 8
 
 
-def load_fitting(model: nn.Module, path: Path) -> None:
+def load_fitting(model: nn.Module, path: Path, to: str = "config.json") -> None:
     """Copies the weights in a safetensors file into a model.
+
+    Args:
+        model: of which no weight may be left out.
+        path: the file.
+        to: what says which weights there must be, for the error.
 
     Raises:
         ValueError: if there is no such file, or a weight is missing, unexpected or of another shape.
@@ -25,7 +30,7 @@ def load_fitting(model: nn.Module, path: Path) -> None:
     }
     if any(wrong.values()):
         told = "; ".join(f"{what}: {_listed(sorted(names))}" for what, names in wrong.items() if names)
-        raise ValueError(f"{path}: the weights must fit config.json, got {told}")
+        raise ValueError(f"{path}: the weights must fit {to}, got {told}")
     model.load_state_dict(weights)
 
 

@@ -329,7 +329,7 @@ def test_what_cannot_be_is_refused(changes, message):
 def test_groups_must_divide_and_rewards_and_weights_must_make_sense(stage_of, tmp_path):
     with pytest.raises(ValueError, match="groups of a rollout must be a multiple of 4, got 2"):
         stage_of(config_of(tmp_path, accumulation=4))
-    with pytest.raises(ValueError, match="rewards must have at least one of objects, sign, reading, got none"):
+    with pytest.raises(ValueError, match="at least one of objects, sign, reading, aesthetics, got none"):
         RewardsConfig()
     with pytest.raises(ValueError, match="rewards.workers must be at least 0, got -1"):
         RewardsConfig(sign=SignRewardConfig(), workers=-1)
