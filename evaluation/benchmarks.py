@@ -13,7 +13,7 @@ from rebus.evaluation.geneval_benchmark import GenEvalBenchmark
 from rebus.evaluation.in_context_benchmark import InContextBenchmark
 from rebus.evaluation.presence_benchmark import PresenceBenchmark
 from rebus.evaluation.word_preservation import WordBenchmark
-from rebus.evaluation.words_benchmark import LongTextBenchmark, PartiBenchmark
+from rebus.evaluation.words_benchmark import WordsBenchmark
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     DrawingBenchmark(),
@@ -24,8 +24,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     WordBenchmark(),
     GenEvalBenchmark(),
     GenEvalBenchmark(wording="reworded"),
-    LongTextBenchmark(),
-    PartiBenchmark(),
+    WordsBenchmark(name="longtext", number=20, num_samples=4),
+    WordsBenchmark(name="parti", number=100, num_samples=1),
 )
 """At their full sizes, in the order of the report."""
 

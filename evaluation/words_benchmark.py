@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rebus.evaluation.benchmark import Marks, Outcome, Shown, Workbench, attempted
 from rebus.evaluation.prompt_sets.contract import PlannedPicture, limited
@@ -17,71 +18,27 @@ WrittenPrompt = LongTextPrompt | PartiPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongTextBenchmark:
-    """Prompts of a file such as LongText-Bench's ``text_prompts.jsonl``.
+class WordsBenchmark:
+    """Those prompts of a file that say which words shall be read.
 
-    Scores are means over pictures; the benchmark's own, of all words together, stands beside them as ``text_score``.
+    Of PartiPrompts they put them in quotation marks; only these can be scored without people. The others are counted,
+    and drawn by ``rebus.evaluation.draw_prompts``.
+
+    Scores are means over pictures; LongText-Bench's own, of all words together, stands beside them as ``text_score``.
     """
 
+    name: Literal["longtext", "parti"]
+    """Whose prompts: a file such as LongText-Bench's ``text_prompts.jsonl``, or one such as ``PartiPrompts.tsv``."""
     path: Path | None = None
     """The file."""
-    number: int = 20
+    number: int
     """Most prompts of each category."""
-    num_samples: int = 4
+    num_samples: int
     """Pictures of each prompt."""
 
     def __post_init__(self) -> None:
-        _check_samples(self.num_samples)
-
-    @property
-    def name(self) -> str:
-        """By which it is chosen."""
-        return "longtext"
-
-    @property
-    def is_judged(self) -> bool:
-        """The judge's reader reads."""
-        return True
-
-    def check(self) -> None:
-        """Reads the file.
-
-        Raises:
-            ValueError: if it holds no such prompts.
-        """
-        self._prompts()
-
-    def run(self, bench: Workbench) -> Outcome:
-        """Draws all prompts and reads the pictures."""
-        prompts = self._prompts()
-        return _written(bench, self.name, limited(prompts, self.number), self.num_samples, len(prompts))
-
-    def _prompts(self) -> list[LongTextPrompt]:
-        assert self.path is not None, "the report runs no benchmark without its path"
-        return read_longtext(self.path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartiBenchmark:
-    """Those prompts of a file such as ``PartiPrompts.tsv`` that put words to be written in quotation marks.
-
-    Only they can be scored without people; the others are counted, and drawn by ``rebus.evaluation.draw_prompts``.
-    """
-
-    path: Path | None = None
-    """The file."""
-    number: int = 100
-    """Most prompts of each category."""
-    num_samples: int = 1
-    """Pictures of each prompt."""
-
-    def __post_init__(self) -> None:
-        _check_samples(self.num_samples)
-
-    @property
-    def name(self) -> str:
-        """By which it is chosen."""
-        return "parti"
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
 
     @property
     def is_judged(self) -> bool:
@@ -102,14 +59,9 @@ class PartiBenchmark:
         written = limited([prompt for prompt in prompts if prompt.texts], self.number)
         return _written(bench, self.name, written, self.num_samples, len(prompts))
 
-    def _prompts(self) -> list[PartiPrompt]:
+    def _prompts(self) -> Sequence[WrittenPrompt]:
         assert self.path is not None, "the report runs no benchmark without its path"
-        return read_parti(self.path)
-
-
-def _check_samples(number: int) -> None:
-    if number < 1:
-        raise ValueError(f"num_samples must be at least 1, got {number}")
+        return read_longtext(self.path) if self.name == "longtext" else read_parti(self.path)
 
 
 def _written(bench: Workbench, name: str, prompts: Sequence[WrittenPrompt], num_samples: int, num_all: int) -> Outcome:

@@ -14,12 +14,12 @@ from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
 from rebus.evaluation import draw_prompts
 from rebus.evaluation.benchmark import FileBenchmark, Workbench
-from rebus.evaluation.benchmarks import chosen_benchmarks
+from rebus.evaluation.benchmarks import BENCHMARKS, chosen_benchmarks
 from rebus.evaluation.detector import Detection, DetectorConfig
 from rebus.evaluation.figures import figures
 from rebus.evaluation.geneval_benchmark import GenEvalBenchmark
 from rebus.evaluation.judges import Judge
-from rebus.evaluation.words_benchmark import LongTextBenchmark, PartiBenchmark
+from rebus.evaluation.words_benchmark import WordsBenchmark
 
 GENEVAL = (
     ("single_object", "a photo of a cat", [("cat", 1)], {}),
@@ -146,7 +146,7 @@ def test_longtext_is_the_share_of_words_read_and_failures_are_no_zeros(bench, tm
     keys = ("category", "length", "prompt", "text", "prompt_id")
     records = [dict(zip(keys, (*row, index), strict=True)) for index, row in enumerate(rows)]
     path.write_text("".join(json.dumps(one) + "\n" for one in records))
-    outcome = LongTextBenchmark(path=path, num_samples=1).run(bench)
+    outcome = WordsBenchmark(name="longtext", path=path, number=2, num_samples=1).run(bench)
     shares = {name: dict(one.each) for name, one in outcome.marks.items()}
     assert shares == {
         "longtext/all": {"0000/0": 0.5, "0001/0": 1.0},
@@ -164,7 +164,7 @@ def test_parti_reads_what_is_in_quotation_marks_and_counts_the_rest(bench, tmp_p
     path = tmp_path / "parti.tsv"
     rows = ('a sign saying "a SIGN"\tArts\tWriting & Symbols', "bond\tAbstract\tBasic")
     path.write_text("\n".join(["Prompt\tCategory\tChallenge\tNote", *(f"{row}\t" for row in rows)]))
-    outcome = PartiBenchmark(path=path).run(bench)
+    outcome = WordsBenchmark(name="parti", path=path, number=1, num_samples=1).run(bench)
     assert {name: dict(one.each) for name, one in outcome.marks.items()} == {
         f"parti/{name}": {"00000/0": 1.0} for name in ("all", "Arts", "Writing & Symbols")
     }
@@ -172,14 +172,15 @@ def test_parti_reads_what_is_in_quotation_marks_and_counts_the_rest(bench, tmp_p
 
 
 def test_they_are_benchmarks_of_the_report_that_need_a_path(geneval, tmp_path):
-    for name, config in (("geneval", GenEvalBenchmark), ("longtext", LongTextBenchmark), ("parti", PartiBenchmark)):
-        assert isinstance(config(), FileBenchmark) and config().name == name
+    of_files = {one.name: one for one in BENCHMARKS if isinstance(one, FileBenchmark)}
+    assert list(of_files) == ["geneval", "geneval_reworded", "longtext", "parti"]
+    for name, one in of_files.items():
         with pytest.raises(ValueError, match=f"{name} must have the path of its files"):
             chosen_benchmarks([name], None, {})
         with pytest.raises(ValueError, match="must be a file of prompts, got none"):
             chosen_benchmarks([name], None, {name: tmp_path})
         with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
-            config(num_samples=0)
+            replace(one, num_samples=0)
     (chosen,) = chosen_benchmarks(["geneval_reworded"], 2, {"geneval_reworded": geneval})
     assert chosen == GenEvalBenchmark(path=geneval, number=2, wording="reworded")
 
