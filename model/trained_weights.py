@@ -7,6 +7,8 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https:/
 """
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,27 @@ class TrainedModel:
     def stock(self) -> PreTrainedModel:
         """Returns a stock model that computes the same: a copy in which adapters are merged, or else the model."""
         return self.model if self._adapter is None else deepcopy(self._adapter).merge_and_unload()
+
+    def stock_copy(self) -> PreTrainedModel:
+        """Returns a stock model that computes the same, and whose weights are no others'."""
+        stock = self.stock()  # with adapters a copy, and one with hooks that cannot be copied again
+        return deepcopy(stock) if stock is self.model else stock
+
+    def reference(self) -> Callable[[], AbstractContextManager[PreTrainedModel]]:
+        """Returns what gives the model as it is before the training, at any time in it.
+
+        That is the model with its adapters off; where all weights train, a copy made now.
+        """
+        if self._adapter is not None:
+            return self._without_adapters
+        copy = deepcopy(self.model).requires_grad_(False).eval()
+        return lambda: nullcontext(copy)
+
+    @contextmanager
+    def _without_adapters(self) -> Iterator[PreTrainedModel]:
+        assert self._adapter is not None
+        with self._adapter.disable_adapter():
+            yield self.model
 
     def save_adapter(self, folder: Path) -> None:
         """Writes what PEFT reads on top of the base, once that has as many rows; nothing if all weights train."""

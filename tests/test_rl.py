@@ -17,9 +17,10 @@ from rebus.data.captions import canonical_caption
 from rebus.data.emoji import EmojiPack
 from rebus.data.splits import is_held_out
 from rebus.model.rebus import Rebus
+from rebus.model.trained_weights import ALL_WEIGHTS, LoraTraining, NewRowsTraining
 from rebus.train import rl
-from rebus.train.code_policy import PolicyConfig, code_rows
-from rebus.train.config import parse
+from rebus.train.code_policy import PolicyConfig, code_rows, score_codes
+from rebus.train.config import OptimConfig, parse
 from rebus.train.grpo_loss import AdaptiveKl, EntropyGuard, FixedKl, GrpoConfig
 from rebus.train.loop import train
 from rebus.train.rewards.choice import RewardsConfig
@@ -30,6 +31,7 @@ from rebus.train.rl_stage import RlStage
 from rebus.train.rollouts import Studio, asked_for
 
 MODEL = Path(__file__).parent.parent / "assets" / "mini"
+LORA = LoraTraining(rank=3)
 LOW = 5
 """Codes below this are rewarded; there are 15."""
 
@@ -142,17 +144,28 @@ def test_prompts_are_of_the_training_split_and_the_tasks_that_are_asked_for(stag
     assert len({seed for one in asked for seed in one.seeds}) == 80
 
 
-@pytest.mark.parametrize("guidance", [1.0, 1.5])
-def test_before_an_update_the_policy_is_the_one_that_drew_and_the_reference(stage_of, tmp_path, guidance):
-    stage = stage_of(config_of(tmp_path, policy=PolicyConfig(temperature=0.8, guidance=guidance)))
+@pytest.mark.parametrize(
+    ("guidance", "training"),
+    [
+        (1.0, ALL_WEIGHTS),
+        (1.5, ALL_WEIGHTS),
+        pytest.param(1.0, LORA, marks=pytest.mark.slow),
+        pytest.param(1.0, NewRowsTraining(), marks=pytest.mark.slow),
+    ],
+)
+def test_before_an_update_the_policy_is_the_one_that_drew_and_the_reference(stage_of, tmp_path, guidance, training):
+    policy = PolicyConfig(temperature=0.8, guidance=guidance)
+    stage = stage_of(config_of(tmp_path, policy=policy, training=training))
     batch = stage.batch(0, 0, 1)
     loss, metrics = stage.loss(batch)
     assert torch.equal(batch.old, batch.reference)
     assert metrics["clip_share"] == 0 and metrics["kl"].abs() < 1e-6 and metrics["entropy"] > 1
     assert loss.detach().abs() < 1e-5  # advantages of a group add up to nothing
     loss.backward()
-    assert stage.model.lm_head.weight.grad.abs().max() > 1e-4
-    assert all(parameter.grad is None for parameter in stage.reference.parameters())
+    assert max(one.grad.abs().max() for one in stage.model.parameters() if one.grad is not None) > 1e-4
+    trained = {id(one) for one in stage.model.parameters() if one.requires_grad}
+    with stage.reference() as reference:
+        assert all(one.grad is None for one in reference.parameters() if id(one) not in trained)
 
 
 def group(number, totals):
@@ -188,17 +201,40 @@ def test_groups_that_teach_nothing_are_left_out_and_make_the_others_no_louder():
 
 
 @pytest.mark.slow
-def test_updates_on_one_rollout_clip_and_leave_the_reference_alone(stage_of, tmp_path):
+@pytest.mark.parametrize("training", [ALL_WEIGHTS, LORA])
+def test_updates_on_one_rollout_clip_and_leave_the_reference_alone(stage_of, tmp_path, training):
     config = config_of(tmp_path, updates_per_rollout=3, steps=4, grpo=GrpoConfig(clip_low=0.01, clip_high=0.01))
-    config = replace(config, optim=replace(config.optim, lr=1e-2))
+    config = replace(config, optim=replace(config.optim, lr=1e-2), training=training)
     stage = stage_of(config)
-    before = stage.reference.lm_head.weight.clone()
+    rows = stage.batch(0, 0, 1).rows
+
+    @torch.no_grad()
+    def likelihoods(model):
+        return score_codes(model, stage.vocabulary, rows, config.policy).log_likelihoods
+
+    with stage.reference() as reference:
+        before = likelihoods(reference)
     assert run(stage, config)
     clipped = measures(tmp_path, "clip_share")
     assert clipped[0] == 0 and clipped[1] > 0.05 and clipped[3] == 0  # the fourth has a new rollout
     rewards = measures(tmp_path, "reward")
     assert rewards[0] == rewards[1] == rewards[2] != rewards[3]
-    assert torch.equal(stage.reference.lm_head.weight, before)
+    with stage.reference() as reference:
+        assert torch.equal(likelihoods(reference), before)
+    assert (likelihoods(stage.model) - before).abs().max() > 0.01
+
+
+@pytest.mark.slow
+def test_adapters_are_merged_into_a_stock_export(stage_of, saved_model, tmp_path):
+    config = config_of(tmp_path, training=LORA)
+    stage = stage_of(replace(config, optim=replace(config.optim, lr=1e-2)))
+    assert run(stage, config)
+    exported, base = (AutoModelForCausalLM.from_pretrained(one) for one in (tmp_path / "export", saved_model))
+    weights = stage.trained.stock().bfloat16().state_dict()
+    assert type(exported) is type(base) and exported.state_dict().keys() == base.state_dict().keys()
+    assert all(torch.equal(one, weights[name]) for name, one in exported.state_dict().items())
+    assert not torch.equal(exported.model.layers[0].mlp.up_proj.weight, base.model.layers[0].mlp.up_proj.weight)
+    assert (tmp_path / "export" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 class Stopping:
@@ -235,8 +271,9 @@ class Stopping:
 
 
 @pytest.mark.slow
-def test_stopped_between_two_updates_on_a_rollout_and_resumed_equals_straight(stage_of, tmp_path):
-    changes = {"updates_per_rollout": 2, "kl": AdaptiveKl(weight=0.1, target=1e-4), "steps": 5}
+@pytest.mark.parametrize("training", [ALL_WEIGHTS, LORA])
+def test_stopped_between_two_updates_on_a_rollout_and_resumed_equals_straight(stage_of, tmp_path, training):
+    changes = {"updates_per_rollout": 2, "kl": AdaptiveKl(weight=0.1, target=1e-4), "steps": 5, "training": training}
     straight, parts = (config_of(tmp_path / name, **changes) for name in ("straight", "parts"))
     assert run(stage_of(straight), straight)
     assert not run(Stopping(stage_of(parts), 2), parts)
@@ -319,6 +356,11 @@ def test_two_processes_under_deepspeed_draw_and_learn_what_one_does(tmp_path):
         ({"show_every": 0}, "show_every must be at least 1, got 0"),
         ({"tasks": {"seven": 1.0}}, "tasks must weigh some of one, two, count, position, background, sign, got"),
         ({"tasks": {}}, "tasks must weigh some of"),
+        ({"training": LoraTraining(dropout=0.1)}, "training.dropout must be 0, for a policy is one and the same"),
+        (
+            {"training": LORA, "optim": OptimConfig(lr=1.0, frozen=("model.layers.0",))},
+            "optim.frozen must be empty where not all trains, got",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):

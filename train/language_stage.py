@@ -4,7 +4,6 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -220,8 +219,7 @@ class LanguageStage:
 
         Adapters are merged, and written once more by themselves into ``adapter``.
         """
-        stock = self.trained.stock()  # with adapters a copy, and one with hooks that cannot be copied again
-        copy = deepcopy(stock) if stock is self.model else stock
+        copy = self.trained.stock_copy()
         copy.bfloat16()  # transformers takes the format it writes down from the model
         copy.set_attn_implementation("sdpa")
         copy.config.image_tokenizer_hash = self.image_tokenizer.hash

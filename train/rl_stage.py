@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +24,7 @@ from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import TASK_WEIGHTS, SceneSamples
 from rebus.data.scenes import TASKS
+from rebus.model.trained_weights import ALL_WEIGHTS, FullTraining, LoraTraining, TrainingChoice
 from rebus.train.checkpoint import write_folder
 from rebus.train.code_policy import CodeScores, PolicyConfig, score_codes
 from rebus.train.config import OptimConfig, RunConfig
@@ -55,6 +55,8 @@ class RlConfig:
     """Learning rate and its course."""
     model: Path
     """Folder of the saved model to start from; as it is now, it is the reference."""
+    training: TrainingChoice = ALL_WEIGHTS
+    """What of the model trains; with adapters there is no second model in memory."""
     rewards: RewardsConfig
     """What pictures are worth."""
     group_size: int = 8
@@ -95,6 +97,12 @@ class RlConfig:
             _check(value is None or value >= 1, f"{name} must be at least 1", value)
         known = set(self.tasks) <= set(TASKS) and any(self.tasks.values()) and min(self.tasks.values()) >= 0
         _check(known, f"tasks must weigh some of {', '.join(TASKS)}", self.tasks)
+        dropout = self.training.dropout if isinstance(self.training, LoraTraining) else 0.0
+        _check(dropout == 0, "training.dropout must be 0, for a policy is one and the same before an update", dropout)
+        adapted = not isinstance(self.training, FullTraining)
+        _check(
+            not (adapted and self.optim.frozen), "optim.frozen must be empty where not all trains", self.optim.frozen
+        )
         _check(self.run.sharding < 3, "run.zero_stage must be below 3, for the model draws in between", 3)
 
 
@@ -122,7 +130,8 @@ class RlStage:
         _check(
             self.num_groups % num_parts == 0, f"groups of a rollout must be a multiple of {num_parts}", self.num_groups
         )
-        self.reference = deepcopy(model).requires_grad_(False).eval()
+        self.trained = config.training.prepare(model, self.vocabulary, config.run.seed)
+        self.reference = self.trained.reference()
         concepts = mini_concepts(pack)
         self.training, self.held_out = (
             SceneSamples(SceneSampler(pack, concepts, split)) for split in ("train", "held_out")
@@ -188,7 +197,7 @@ class RlStage:
             asked_for(self.held_out, {TASKS[index % len(TASKS)]: 1.0}, f"validation/{index}", 1)
             for index in range(self.config.num_validation)
         ]
-        pictures = self.studio.paint(asked, self.studio.write(self.model, asked))
+        pictures = self.studio.paint(asked, self.studio.write(self.trained.stock(), asked))
         scores = self._scoring(asked, pictures).scores()
         self._shown = self._sheet(asked, pictures, scores)
         return means(scores)
@@ -202,9 +211,13 @@ class RlStage:
             write_folder(self.config.run.output / "policies" / f"{step:06}", self.export)
 
     def export(self, folder: Path) -> None:
-        """Writes the language model in bfloat16 and its text tokenizer, as stock ``transformers`` files."""
-        deepcopy(self.model).bfloat16().save_pretrained(folder)
+        """Writes the language model in bfloat16 and its text tokenizer, as stock ``transformers`` files.
+
+        Adapters are merged, and written once more by themselves into ``adapter``.
+        """
+        self.trained.stock_copy().bfloat16().save_pretrained(folder)
         self.studio.text_tokenizer.save(folder, self.vocabulary)
+        self.trained.save_adapter(folder / "adapter")
 
     def _next_rollout(self, begun: int) -> None:
         kl = self._mean_kl()
@@ -222,7 +235,7 @@ class RlStage:
         places = [f"{config.run.seed}/{step}/{number}" for number in numbers]
         asked = [asked_for(self.training, config.tasks, place, size) for place in places]
         with self._timed("draw_seconds"):
-            codes = self.studio.write(self.model, asked)
+            codes = self.studio.write(self.trained.stock(), asked)
         with self._timed("paint_seconds"):
             pictures = self.studio.paint(asked, codes)
         with self._timed("reward_seconds"):
@@ -256,11 +269,11 @@ class RlStage:
         """Returns what the policy that drew and the reference say of the codes."""
         device = self.model.device
         rows = to_device(self.studio.rows([one.prompt for one in asked], codes), device)
-        nn.Module.to(self.reference, device)
         with torch.no_grad(), autocast(self.config.run, device):
-            policy, reference = (
-                score_codes(model, self.vocabulary, rows, self.config.policy) for model in (self.model, self.reference)
-            )
+            policy = score_codes(self.model, self.vocabulary, rows, self.config.policy)
+            with self.reference() as model:
+                nn.Module.to(model, device)
+                reference = score_codes(model, self.vocabulary, rows, self.config.policy)
         return policy, reference
 
     def _scoring(self, asked: Sequence[Asked], pictures: Sequence[Sequence[Image.Image]]) -> Scoring:
