@@ -38,6 +38,7 @@ def sampler():
 def outcome(sampler, monkeypatch):
     def run(tell, number):
         model = Teller(tell)
+        monkeypatch.setattr(caption_benchmark, "_CORPUS", 30)
         monkeypatch.setattr(caption_benchmark, "draw", model.draw)
         monkeypatch.setattr(caption_benchmark.Image, "fromarray", lambda picture: picture)
         return CaptionBenchmark(number=number).run(Workbench(model=model, samples=SceneSamples(sampler), batch_size=4))

@@ -3,14 +3,17 @@
 A block is left out only by a comment directly before it: ``<!-- not run: reason -->``. Some programs are stood in for,
 so that no block installs or trains: of training commands only the configuration is read, here in this process (an
 unknown flag or preset fails), ``make`` prints what it would do, and ``pip`` checks that the Makefile has the same line.
+Python runs here, too, where torch is known already.
 """
 
+import contextlib
 import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,12 +81,28 @@ def workspace(tmp_path_factory):
 
 def run(block, folder):
     """Runs one block to its end; the test fails with what it printed if it does."""
-    command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[block.language]
+    (run_bash if block.language == "bash" else run_python)(block, folder)
+
+
+def run_python(block, folder):
+    """Runs a block as a program of its own would: in the folder, and not stopped before its end."""
+    with contextlib.chdir(folder):
+        try:
+            exec(compile(block.text, f"README.md line {block.line}", "exec"), {"__name__": "__main__"})
+        except (Exception, SystemExit) as stopped:
+            if not (isinstance(stopped, SystemExit) and stopped.code == 0):
+                told = "".join(traceback.format_exception(stopped))
+                pytest.fail(f"README.md line {block.line}: exit code 1\n{block.text}\n{told}", pytrace=False)
+
+
+def run_bash(block, folder):
+    """Runs a block in a shell of its own, and reads the configurations of its trainings."""
     search_path = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     environment |= {"PATH": os.pathsep.join(search_path), "HF_HUB_OFFLINE": "1"}
+    command = ["bash", "-euo", "pipefail", "-c", block.text]
     result = subprocess.run(
-        [*command, block.text], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if result.returncode != 0:
         printed = f"{result.stdout}\n{result.stderr}"
@@ -140,20 +159,22 @@ def test_good_blocks_pass(language, text, workspace):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("language", "text"),
     [
-        "make no-such-target",
-        "pip install torch==1.0",
-        "python no_such_file.py",
-        "false\ntrue",
-        "false | cat",
-        "python -m rebus.train.no_such_stage --preset mini",
-        "torchrun --standalone -m rebus.train.no_such_stage",
+        ("bash", "make no-such-target"),
+        ("bash", "pip install torch==1.0"),
+        ("bash", "python no_such_file.py"),
+        ("bash", "false\ntrue"),
+        ("bash", "false | cat"),
+        ("bash", "python -m rebus.train.no_such_stage --preset mini"),
+        ("bash", "torchrun --standalone -m rebus.train.no_such_stage"),
+        ("python", "import no_such_module"),
+        ("python", "import sys\nsys.exit('too early')"),
     ],
 )
-def test_bad_blocks_fail(text, workspace):
+def test_bad_blocks_fail(language, text, workspace):
     with pytest.raises(pytest.fail.Exception, match=r"README\.md line 1: exit code"):
-        run(Block(1, "bash", text, None), workspace)
+        run(Block(1, language, text, None), workspace)
 
 
 def test_blocks_are_found_with_their_mark():

@@ -18,7 +18,7 @@ from rebus.data.scene_questions import QUESTION_KINDS
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scene_text import SceneSamples
 from rebus.data.scenes import draw
-from rebus.evaluation import chosen_judges, report
+from rebus.evaluation import caption_benchmark, chosen_judges, report
 from rebus.evaluation.answer_benchmark import AnswerBenchmark, held_out_questions
 from rebus.evaluation.benchmark import Workbench, attempted
 from rebus.evaluation.benchmarks import chosen_benchmarks
@@ -110,6 +110,12 @@ class Knowing:
 @pytest.fixture(scope="module")
 def knowing():
     return Knowing(KnowingSampler(EmojiPack.open()))
+
+
+@pytest.fixture(autouse=True)
+def few_words(monkeypatch):
+    """Few captions to count words in; tests/test_caption_benchmark.py looks at what comes of the marks."""
+    monkeypatch.setattr(caption_benchmark, "_CORPUS", 6)
 
 
 @pytest.fixture
