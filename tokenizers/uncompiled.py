@@ -13,8 +13,8 @@ Result = TypeVar("Result")
 def uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Returns the function, which runs uncompiled when what calls it is compiled.
 
-    Differs: ``torch.compiler.disable`` imports the compiler where it decorates, almost a third of the time that importing
-    this project would take; here only what compiles imports it.
+    Differs: ``torch.compiler.disable`` imports the compiler where it decorates, almost a third of what importing this
+    project would take; here only what compiles imports it.
     """
 
     @functools.wraps(function)
