@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rebus.data.emoji import STYLE_PHRASES, EmojiPack
 from rebus.data.english import Name, with_article
-from rebus.data.scenes import Item, Scene
+from rebus.data.scenes import SCENE_SIZE_PX, Item, Scene
 
 OPPOSITES = {"to the left of": "to the right of", "above": "below"}
 """How the first of two items stands to the second, and the second to the first."""
@@ -57,6 +57,21 @@ def canonical_caption(scene: Scene, pack: EmojiPack) -> str:
 def description(scene: Scene, pack: EmojiPack) -> str:
     """Returns the canonical caption that the picture alone calls for: where two things stand is always said."""
     return canonical_caption(replace(scene, task="position") if scene.task == "two" else scene, pack)
+
+
+def descriptions(scene: Scene, pack: EmojiPack) -> list[str]:
+    """Returns the descriptions of all pictures that show what the canonical caption says.
+
+    It leaves open where two things stand, unless that is the task; two of a kind may then be told of as two things.
+    """
+    told = [description(scene, pack)]
+    if len(scene.items) == 2 and scene.task != "position":
+        half, (one, other) = SCENE_SIZE_PX // 2, scene.items
+        for first, second in ((one, other), (other, one)):
+            for x, y in ((half, 0), (0, half)):
+                items = replace(first, x=0, y=0, size=half), replace(second, x=x, y=y, size=half)
+                told.append(description(replace(scene, items=items, task="two"), pack))
+    return list(dict.fromkeys(told))
 
 
 def relation(first: Item, second: Item) -> str:

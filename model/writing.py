@@ -50,8 +50,18 @@ class Writer:
         self, messages: Sequence[Message], settings: DrawingSettings, seeds: Sequence[int], numbers: Sequence[int]
     ) -> Tokens:
         """Returns the codes of a picture for each message: the best of so many drafts."""
+        drafts, marks = self.drafts(messages, settings, seeds, numbers)
+        return Tokens.cat([drafts[index] for index in best_drafts(marks, numbers)])
+
+    def drafts(
+        self, messages: Sequence[Message], settings: DrawingSettings, seeds: Sequence[int], numbers: Sequence[int]
+    ) -> tuple[list[Tokens], list[float]]:
+        """Returns so many drafts for each message, and by what they are told apart: the higher, the better.
+
+        Where no message has several, nothing is told apart, and all marks are 0.
+        """
         places = [(index, draft) for index, number in enumerate(numbers) for draft in range(number)]
-        drafts, scores = [], []
+        drafts, marks = [], []
         for start in range(0, len(places), MOST_ROWS):
             batch = places[start : start + MOST_ROWS]
             rows = self.reply(
@@ -68,9 +78,8 @@ class Writer:
                 asked = [messages[index] for index, _ in batch]
                 told = read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
                 likely = likely_codes(self.engine, self.text_tokenizer, drawn, asked)
-                scores += [one + CODES_SHARE * other for one, other in zip(told, likely, strict=True)]
-        best = best_drafts(scores or [0.0] * len(drafts), numbers)
-        return Tokens.cat([drafts[index] for index in best])
+                marks += [one + CODES_SHARE * other for one, other in zip(told, likely, strict=True)]
+        return drafts, marks or [0.0] * len(drafts)
 
     def reply(
         self,

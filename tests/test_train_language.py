@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from rebus.data.picture_links import PictureLinks
 from rebus.data.pretokenize import pretokenize
 from rebus.data.pretokenizer import PretokenizeConfig
 from rebus.data.records import JsonRecords
+from rebus.data.shards import Shards
 from rebus.data.sources import Source
 from rebus.tokenizers.layouts.nested_queries import NestedQueriesConfig
 from rebus.train import language_stage, pretrain, sft
@@ -152,6 +154,27 @@ def test_finetuning_learns_what_is_in_shards(pack, image_tokenizer, pretrained, 
     for name, value in (("shards", {str(shards): 1.0}), ("held_out_shards", shards)):
         with pytest.raises(ValueError, match="must hold finished shards"):
             sft.sft_stage(replace(config, **{"shards": {}, "held_out_shards": None, name: value}), pack)
+
+
+def test_finetuning_takes_samples_of_shards_among_scenes(pack, image_tokenizer, pretrained, tmp_path):
+    folder = shards_of(tmp_path / "mine", image_tokenizer, pretrained / "export")
+    config = replace(sft.tiny(), pretrained=pretrained / "export", image_tokenizer=image_tokenizer)
+    loader = sft.sft_stage(replace(config, mixed={str(folder): 0.5}), pack).train_loader
+    shards = Shards(folder)
+    known = {tuple(max(one, ~one) for one in row.tolist()) for row in shards.marked(np.arange(len(shards)))}
+    batches = [loader.batch(step) for step in range(4)]
+    read = [
+        tuple(batch.ids[row, batch.documents[row] == document].tolist())
+        for batch in batches
+        for row in range(len(batch.ids))
+        for document in range(int(batch.documents[row].max()) + 1)
+    ]
+    assert len(known) == 3 and 0.2 < sum(one in known for one in read) / len(read) < 0.8
+    assert torch.equal(loader.batch(1).ids, batches[1].ids)  # nothing is kept of where a run stands
+    with pytest.raises(ValueError, match="mixed must be none where shards take the place of scenes, got"):
+        replace(config, mixed={str(folder): 0.5}, shards={str(folder): 1.0})
+    with pytest.raises(ValueError, match="row_length must be at least the 512 ids of a mixed sample, got 64"):
+        sft.sft_stage(replace(config, mixed={str(folder): 0.5}, row_length=64), pack)
 
 
 def test_codes_of_another_tokenizer_are_refused(pack, pretrained, tmp_path):

@@ -6,16 +6,23 @@ On your own pictures and texts, once ``python -m rebus.data.pretokenize`` has ma
 
 python -m rebus.train.sft --preset mini --pretrained assets/mini --image_tokenizer assets/mini/image_tokenizer \
     --shards '{"shards/mine": 1}' --run.steps 500 --run.output runs/mine
+
+With ``--mixed '{"shards/mine": 0.3}'`` instead, 3 of 10 samples are yours and the others are chats about scenes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rebus.data.emoji import EmojiPack
+from rebus.data.mixed_samples import MixedSamples
+from rebus.data.samples import Sample
+from rebus.data.shards import Shards
 from rebus.model.trained_weights import ALL_WEIGHTS, TrainingChoice
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.text_tokenizer import TextTokenizer
@@ -49,8 +56,14 @@ class SftConfig:
     """Whether the model learns to draw a level of codes at once, too, where the image tokenizer has levels."""
     shards: dict[str, float] = field(default_factory=dict)
     """Folders of shards to train on instead of chats about scenes, and how often a sample is drawn from each."""
+    mixed: dict[str, float] = field(default_factory=dict)
+    """Folders of shards to train on among chats about scenes, and the share of all samples that is drawn from each."""
     held_out_shards: Path | None = None
     """Folder of shards to validate on instead of held-out scenes."""
+
+    def __post_init__(self) -> None:
+        if self.mixed and self.shards:
+            raise ValueError(f"mixed must be none where shards take the place of scenes, got {self.mixed}")
 
 
 def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
@@ -76,7 +89,7 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         model,
         text_tokenizer,
         image_tokenizer,
-        (samples.chat, held_out.chat),
+        (_mixed(config, samples.chat, text_tokenizer, image_tokenizer), held_out.chat),
         config.row_length,
         chat_prompts(held_out, text_tokenizer, vocabulary),
         by_level=config.by_level,
@@ -101,6 +114,22 @@ def empty_model(config: SftConfig) -> PreTrainedModel:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.pretrained), dtype=dtype)
     return config.training.prepare(model, vocabulary, seed=0).model
+
+
+def _mixed(
+    config: SftConfig,
+    make_sample: Callable[[Random], Sample],
+    text_tokenizer: TextTokenizer,
+    image_tokenizer: ImageTokenizer,
+) -> Callable[[Random], Sample]:
+    """Returns what makes samples, with those of shards among them."""
+    folders = [Shards(Path(folder)) for folder in config.mixed]
+    for shards in folders:
+        shards.check_made_by(image_tokenizer=image_tokenizer.hash, text_tokenizer=text_tokenizer.hash)
+        if shards.info.max_ids > config.row_length:
+            got = config.row_length
+            raise ValueError(f"row_length must be at least the {shards.info.max_ids} ids of a mixed sample, got {got}")
+    return MixedSamples(make_sample, folders, list(config.mixed.values()), text_tokenizer) if folders else make_sample
 
 
 def _check_pretrained(config: SftConfig) -> None:
