@@ -66,7 +66,8 @@ class CachedVisual:
         """Raises if something is asked for that is not done here.
 
         Raises:
-            ValueError: for guesses, reduction, a repetition penalty on codes, or features that fit no picture.
+            ValueError: for guesses, reduction, a repetition penalty on codes, a picture that is given or left
+                unfinished, or features that fit no picture.
         """
         refused = [("guesses", decoding.guesses, 0), ("reduction", decoding.reduction, None)]
         refused += [("by_level", decoding.by_level, False)]
@@ -74,6 +75,8 @@ class CachedVisual:
         for name, got, allowed in refused:
             if got != allowed:
                 raise ValueError(f"{name} must be {allowed} for a model that draws whole positions, got {got}")
+        if any(request.begun or request.leave_at is not None for request in requests):
+            raise ValueError("begun and leave_at must be left out for a model that draws whole positions, got them")
         for index, request in enumerate(requests):
             own, *others = (one.count(self.vocabulary.begin_picture) for one in (request.prompt, *request.others))
             if request.features and (len(request.features) != own or max(others, default=0) > own):

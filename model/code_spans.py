@@ -34,8 +34,11 @@ class CodeSpans:
 
         Returns whether it was so.
         """
-        places = {row.state for row in rows if row.legal()}
+        going = [row for row in rows if row.legal()]
+        places = {row.state for row in going}
         state = places.pop()
+        stops = [row.leave_at - state.num_codes for row in going if row.leave_at is not None]
+        most = min(stops if most is None else [*stops, most], default=None)
         ranges = () if places else self.grammar.codes_to_come(state)[:most]
         if not ranges or decoding.picture.repetition_penalty != 1:
             return False

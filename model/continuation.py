@@ -35,11 +35,19 @@ class Request:
     """Whether the row begins with a picture."""
     picture_size: Grid | None = None
     """Rows and columns of its pictures; the model chooses if there are several sizes and none is asked for."""
+    begun: Sequence[int] = ()
+    """Code ids that the picture that it begins with has already; the others are as if it had drawn these itself."""
+    leave_at: int | None = None
+    """Codes at which that picture is left unfinished, and the row ends; it is finished by default."""
     seed: int = 0
     """Of its random draws."""
     features: tuple[Float[Tensor, "picture_positions feature_dim"] | None, ...] = ()
     """Of each picture of the prompt in turn, to be read in place of its codes, or None for its codes; none at all where
     codes are what is read. The other prompts show the same pictures from the first on, as many as they have."""
+
+    def __post_init__(self) -> None:
+        if not self.start_picture and (self.begun or self.leave_at is not None):
+            raise ValueError("begun and leave_at must be left out of a row that begins with no picture, got them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +78,7 @@ class Continuation:
     """What a row was continued with."""
 
     ids: list[int]
-    """Whole pictures, and text."""
+    """Whole pictures, and text; or a picture that was to be left unfinished."""
     ended: Ending
     """``eos`` is the last id; the request or the model has no room for more; or the model's logits made no sense, in
     which case a picture that was begun is not among the ids."""
@@ -115,11 +123,20 @@ class Row:
         self.ended: Ending | None = None
         self._begun = 0
         self._news: list[Event] = []
+        self.leave_at = request.leave_at
         if request.start_picture:
-            for token in (self.vocabulary.begin_picture, *size_ids):
+            for token in (self.vocabulary.begin_picture, *size_ids, *request.begun):
                 self.take(token)
+            torch.rand(len(request.begun), generator=self.generator)  # spent on these codes
+            self._check_end()
         elif min(self.text_left, self.room) < 1:
             self._end("limit")
+
+    def _check_end(self) -> None:
+        """Refuses to leave the picture that has been begun where it does not come."""
+        begun, most = self.state.num_codes, self.grammar.num_picture_codes(self.state)
+        if self.leave_at is not None and not begun < self.leave_at <= most:
+            raise ValueError(f"leave_at must lie in [{begun + 1}, {most}], got {self.leave_at}")
 
     def legal(self) -> Ranges:
         """Returns the ids that may come next; none if the row has ended."""
@@ -160,6 +177,8 @@ class Row:
         if token == self.vocabulary.eos:
             self._end("eos")
         elif not self.state.inside and min(self.text_left, self.room) < 1:
+            self._end("limit")
+        elif self.state.num_codes == self.leave_at:
             self._end("limit")
 
     def newest(self) -> list[int]:

@@ -56,11 +56,10 @@ def read_back(
 
 
 def likely_codes(
-    engine: Engine, text_tokenizer: TextTokenizer, drafts: Sequence[Tokens], messages: Sequence[Message]
+    engine: Engine, text_tokenizer: TextTokenizer, codes: Sequence[Sequence[int]], messages: Sequence[Message]
 ) -> list[float]:
-    """Returns the log-likelihood in nats of the codes of each draft after the message that asked for it."""
+    """Returns the log-likelihood in nats of ids of codes after the message that asked for each picture."""
     asked = [render_prompt([message], text_tokenizer, engine.vocabulary) for message in messages]
-    codes = [engine.vocabulary.flatten(draft) for draft in drafts]
     prompts = [[*prompt, engine.vocabulary.begin_picture] for prompt in asked]
     return engine.code_log_likelihoods(prompts, codes).sum(dim=1).tolist()
 

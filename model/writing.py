@@ -8,7 +8,7 @@ import torch
 
 from rebus.data.rendering import parse_parts, render_prompt
 from rebus.data.samples import Message, Picture
-from rebus.model.continuation import Decoding, Request
+from rebus.model.continuation import Continuation, Decoding, Request
 from rebus.model.drafts import CODES_SHARE, best_drafts, draft_seed, likely_codes, read_back
 from rebus.model.drawing import DrawingSettings
 from rebus.model.engine import Engine
@@ -77,9 +77,49 @@ class Writer:
             if max(numbers) > 1:
                 asked = [messages[index] for index, _ in batch]
                 told = read_back(self.engine, self.text_tokenizer, self.saved.caption_request, drawn, asked)
-                likely = likely_codes(self.engine, self.text_tokenizer, drawn, asked)
+                codes = [self.saved.vocabulary.flatten(draft) for draft in drawn]
+                likely = likely_codes(self.engine, self.text_tokenizer, codes, asked)
                 marks += [one + CODES_SHARE * other for one, other in zip(told, likely, strict=True)]
         return drafts, marks or [0.0] * len(drafts)
+
+    def draw_on(
+        self,
+        messages: Sequence[Message],
+        begun: Sequence[Sequence[int]],
+        stop: int,
+        decoding: Decoding,
+        seeds: Sequence[int],
+        *,
+        keep: bool,
+    ) -> list[list[int]]:
+        """Returns the ids of the first codes of a picture for each message, of which some are there already.
+
+        Args:
+            messages: what the user asks for.
+            begun: ids of the codes that each picture has.
+            stop: how many it shall have.
+            decoding: how they are drawn.
+            seeds: of each picture; the codes that it has are taken to be drawn from it, too.
+            keep: whether the next call need not read again what its pictures have in common with these.
+
+        Raises:
+            ArithmeticError: if the model's logits are no numbers.
+        """
+        chats = [(message,) for message in messages]
+        requests = [
+            Request(
+                prompt=prompt,
+                others=self._others(chat, decoding.guidance.num_others),
+                max_text_tokens=0,
+                num_pictures=1,
+                start_picture=True,
+                begun=codes,
+                leave_at=stop,
+                seed=seed,
+            )
+            for chat, prompt, codes, seed in zip(chats, self.prompts(chats), begun, seeds, strict=True)
+        ]
+        return [row.ids[1:] for row in self._generated(requests, decoding, keep=keep)]
 
     def reply(
         self,
@@ -107,10 +147,7 @@ class Writer:
             )
             for chat, prompt, seed in zip(chats, self.prompts(chats), seeds, strict=True)
         ]
-        rows = self.engine.generate(requests, decoding)
-        wrong = [index for index, row in enumerate(rows) if row.ended == "not_a_number"]
-        if wrong:
-            raise ArithmeticError(f"logits must be numbers, got others in rows {wrong} of {len(rows)}")
+        rows = self._generated(requests, decoding)
         said = [row.ids[:-1] if row.ended == "eos" else row.ids for row in rows]
         return [parse_parts(ids, self.text_tokenizer, self.saved.vocabulary) for ids in said]
 
@@ -168,6 +205,14 @@ class Writer:
             if len(ids) > room:
                 raise ValueError(f"a prompt must be at most {room} tokens long, got {len(ids)}")
         return prompts
+
+    def _generated(self, requests: Sequence[Request], decoding: Decoding, *, keep: bool = False) -> list[Continuation]:
+        """Returns what follows each prompt, if all of it makes sense."""
+        rows = self.engine.generate(requests, decoding, keep=keep)
+        wrong = [index for index, row in enumerate(rows) if row.ended == "not_a_number"]
+        if wrong:
+            raise ArithmeticError(f"logits must be numbers, got others in rows {wrong} of {len(rows)}")
+        return rows
 
     def _others(self, chat: Chat, number: int) -> tuple[list[int], ...]:
         """Returns the prompts that guidance compares with: the chat's pictures alone if there are two, and nothing."""

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -231,6 +232,24 @@ def test_likelihoods_of_codes_are_those_of_one_whole_pass_of_transformers(model,
             torch.testing.assert_close(value, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_picture_that_is_left_and_gone_on_with_is_that_drawn_at_once(engine, keep):
+    changes = {"max_text_tokens": 0, "num_pictures": 1, "start_picture": True}
+    at_once = [row.ids for row in engine.generate(requests([0, 1], **changes), DECODING)]
+    begun = [(), ()]
+    for stop in (1, 5, 12):
+        asked = [
+            replace(one, begun=codes, leave_at=stop)
+            for one, codes in zip(requests([0, 1], **changes), begun, strict=True)
+        ]
+        left = engine.generate(asked, DECODING, keep=keep)
+        begun = [row.ids[1:] for row in left]
+        assert [(row.ids, row.ended) for row in left] == [(ids[: 1 + stop], "limit") for ids in at_once]
+    other = replace(requests([0], **changes)[0], begun=begun[0][:7], seed=1)
+    drawn = engine.generate([other], DECODING)[0].ids
+    assert drawn[:8] == at_once[0][:8] and drawn[8:-1] != at_once[0][8:-1] and len(drawn) == 14
+
+
 def test_bfloat16_draws_too(model):
     half = LanguageModelConfig(dim=48, num_layers=1, num_heads=6, num_kv_heads=6, ffn_dim=61, max_positions=96)
     engine = Engine(half.build(VOCABULARY, torch.Generator().manual_seed(0)).bfloat16(), VOCABULARY)
@@ -349,6 +368,17 @@ def test_requests_that_are_refused_before_any_work(model, engine):
     with pytest.raises(ValueError, match=message):
         small.stream(requests([0]), DECODING)
     assert generate(small, [0], guidance=UNGUIDED, others=[()], num_pictures=0, max_text_tokens=2)
+    with pytest.raises(ValueError, match="begun and leave_at must be left out of a row that begins with no picture"):
+        requests([0], leave_at=3)
+    code = VOCABULARY.code_range(0)[0]
+    for changes, message in [
+        ({"leave_at": 0}, r"leave_at must lie in \[1, 12\], got 0"),
+        ({"leave_at": 13}, r"leave_at must lie in \[1, 12\], got 13"),
+        ({"begun": (code,), "leave_at": 1}, r"leave_at must lie in \[2, 12\], got 1"),
+        ({"begun": (code, code)}, "id after 1 of 12 codes must lie in"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            generate(Engine(model, VOCABULARY, native=False), [0], start_picture=True, **changes)
 
 
 @pytest.mark.parametrize(

@@ -387,6 +387,8 @@ def test_what_is_not_done_is_refused():
     shown = replace(asked[0], features=(None,))
     with pytest.raises(ValueError, match="features must be one for each of the prompt's 2 pictures, got 1 and"):
         engine.stream([shown], Decoding())
+    with pytest.raises(ValueError, match="begun and leave_at must be left out for a model that draws whole"):
+        engine.generate([replace(asked[0], start_picture=True, leave_at=2)], Decoding())
     stock = Engine(LANGUAGE.build(TWO, torch.Generator().manual_seed(0)), TWO, native=False)
     with pytest.raises(ValueError, match="features must be left out for a stock model, which reads codes, got some"):
         stock.generate([shown], Decoding())
