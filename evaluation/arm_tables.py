@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 Figures = Mapping[str, Any]
-"""What ``compare`` of ``arms.py`` returns."""
+"""What ``compare`` of ``trials.py`` returns."""
+_PER_PICTURE = "_per_picture"
 
 
 def markdown(figures: Figures) -> str:
@@ -38,14 +39,16 @@ def plot(figures: Figures, file: Path) -> None:
 
 def _table(arms: Figures, figures: Figures) -> str:
     tasks = list(next(iter(arms.values()))["scores"])
-    head = ["arm", *(task.replace("_", " ") for task in tasks), "gain", "seeds", "s/picture"]
+    costs = [name.removesuffix(_PER_PICTURE) for name in figures if name.endswith(_PER_PICTURE)]
+    units = ["s/picture" if name == "seconds" else f"{name}/picture" for name in costs]
+    head = ["arm", *(task.replace("_", " ") for task in tasks), "gain", "seeds", *units]
     rows = [
         [
             name,
             *(_told(arm["scores"][task], ".2f") for task in tasks),
             _told(arm["gains"]["mean"], "+.2f"),
             str(arm["seeds"]),
-            f"{figures['seconds_per_picture'][name]:.2f}",
+            *(format(figures[f"{cost}{_PER_PICTURE}"][name], ".2f" if cost == "seconds" else ".0f") for cost in costs),
         ]
         for name, arm in arms.items()
     ]

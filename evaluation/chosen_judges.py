@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rebus.data.emoji import EmojiPack
+from rebus.data.mini_concepts import mini_concepts
 from rebus.data.scene_text import SceneSamples
-from rebus.evaluation.detector import Detector
+from rebus.evaluation.detector import SHIPPED_JUDGE, Detector
 from rebus.evaluation.judges import Judge, ObjectFinder
 from rebus.evaluation.sign_reader import SignReader
 from rebus.evaluation.sprite_finder import SpriteFinder
@@ -28,6 +30,17 @@ def load_judges(names: Sequence[str], samples: SceneSamples) -> tuple[Judge, ...
     finders = [_finder(name, samples) for name in names]
     reader = SignReader()
     return tuple(Judge(finder, reader, samples.pack) for finder in finders)
+
+
+def shipped_judges() -> dict[str, Judge]:
+    """Returns the shipped detector and the finder that learned nothing, by their names.
+
+    Raises:
+        ValueError: if a package that judges is not installed.
+    """
+    pack, reader = EmojiPack.open(), SignReader()
+    finders = {"detector": Detector.load(SHIPPED_JUDGE), "sprite finder": SpriteFinder(pack, mini_concepts(pack))}
+    return {name: Judge(finder, reader, pack) for name, finder in finders.items()}
 
 
 def identity(name: str) -> str:

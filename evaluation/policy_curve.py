@@ -15,7 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from rebus.evaluation.arms import ArmConfig, ArmsConfig, arm_judges, compare
+from rebus.evaluation.arms import ArmConfig
+from rebus.evaluation.chosen_judges import shipped_judges
+from rebus.evaluation.trials import ArmsConfig, compare
 from rebus.model.command_line import SHIPPED_MODEL, CommandParser
 from rebus.model.saved import SavedModel, with_language_model
 
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         arms = arms_of(options.runs, SavedModel.open(options.model), options.output)
         config = ArmsConfig(arms=arms, num_prompts=options.num_prompts, output=options.output)
         with Console(stderr=True).status("") as status:
-            figures = compare(config, arm_judges(), lambda said: status.update(f"updates {said}"))
+            figures = compare(config, shipped_judges(), lambda said: status.update(f"updates {said}"))
     judged = {
         judge: {updates: arm["scores"]["mean"] for updates, arm in by_arm.items()}
         for judge, by_arm in figures["judges"].items()

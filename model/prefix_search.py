@@ -96,7 +96,8 @@ def search(
         seed: of each picture, or of the first, from which the others count on.
         verifier: what judges; by default the model, by how much of the prompt it reads in a draft and by how likely the
             draft's codes are.
-        settings: fields of ``DrawingSettings`` that shall differ from the model's own.
+        settings: fields of ``DrawingSettings`` about codes that shall differ from the model's own; the number of drafts
+            is that of the search.
 
     Raises:
         ValueError: if a prompt is empty or too long, a setting is out of range, the model's pictures have several

@@ -69,7 +69,7 @@ class Blind:
 @pytest.mark.slow
 def test_a_curve_goes_on_where_it_stood(runs, saved_model, tmp_path, capsys, monkeypatch):
     blind = Judge(Blind(), Blind(), EmojiPack.open())
-    monkeypatch.setattr("rebus.evaluation.policy_curve.arm_judges", lambda: {"blind": blind})
+    monkeypatch.setattr("rebus.evaluation.policy_curve.shipped_judges", lambda: {"blind": blind})
     flags = ["--runs", *map(str, runs), "--model", str(saved_model), "--num_prompts", "2", "--output"]
     main([*flags, str(tmp_path / "curve")])
     first = json.loads((tmp_path / "curve" / "curve.json").read_text())
