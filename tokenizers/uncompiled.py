@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 
@@ -20,7 +20,8 @@ def uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
     @functools.wraps(function)
     def left_alone(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*arguments, **named)
+            disabled = cast(Callable[Arguments, Result], torch.compiler.disable(function))
+            return disabled(*arguments, **named)
         return function(*arguments, **named)
 
     return left_alone
