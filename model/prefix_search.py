@@ -7,7 +7,7 @@ search each draft is written on before it is judged, and what was ahead is drawn
 
 Source: Rezaei et al., "(1D) Ordered Tokens Enable Efficient Test-Time Search", https://arxiv.org/abs/2604.15453; beam
 and lookahead search with a verifier as in Snell et al., "Scaling LLM Test-Time Compute Optimally Can Be More Effective
-than Scaling Model Parameters", https://arxiv.org/abs/2408.03314, sec. 5.2.
+than Scaling Model Parameters", https://arxiv.org/abs/2408.03314.
 Differs: a draft that is kept goes on by its own random numbers, so what it came to when looking ahead stays among the
 drafts; and the model that draws is the verifier if no other is given, as in ``drafts.py``.
 """
