@@ -7,6 +7,7 @@ from typing import Any
 Figures = Mapping[str, Any]
 """What ``compare`` of ``trials.py`` returns."""
 _PER_PICTURE = "_per_picture"
+_LEGEND_COLUMNS = 4
 
 
 def markdown(figures: Figures) -> str:
@@ -16,10 +17,11 @@ def markdown(figures: Figures) -> str:
 
 def plot(figures: Figures, file: Path) -> None:
     """Draws the scores of each task with their intervals, a colour for each arm, a panel for each judge."""
-    from matplotlib.figure import Figure  # comes with the extra "evaluation"
+    from matplotlib import colormaps  # comes with the extra "evaluation"
+    from matplotlib.figure import Figure
 
     judges = figures["judges"]
-    figure = Figure(figsize=(11, 4.5 * len(judges)), layout="constrained")
+    figure, colours = Figure(figsize=(11, 4.5 * len(judges)), layout="constrained"), colormaps["tab20"]
     for axes, (judge, arms) in zip(figure.subplots(len(judges), squeeze=False)[:, 0], judges.items(), strict=True):
         width = 0.8 / len(arms)
         for index, (name, arm) in enumerate(arms.items()):
@@ -27,13 +29,21 @@ def plot(figures: Figures, file: Path) -> None:
             places = [place + (index - (len(arms) - 1) / 2) * width for place in range(len(values))]
             heights = [one["score"] for one in values]
             reach = [[one["score"] - one["low"] for one in values], [one["high"] - one["score"] for one in values]]
-            axes.bar(places, heights, width * 0.9, yerr=reach, label=name, error_kw={"lw": 1})
+            axes.bar(
+                places,
+                heights,
+                width * 0.9,
+                yerr=reach,
+                label=name,
+                color=colours(index % colours.N),
+                error_kw={"lw": 1},
+            )
         tasks = list(next(iter(arms.values()))["scores"])
         axes.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks])
         axes.set(ylabel=f"judged right by the {judge}", ylim=(0, 1.05))
         axes.grid(axis="y", alpha=0.3)
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8)
+    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), _LEGEND_COLUMNS), fontsize=8)
     figure.savefig(file, dpi=120)
 
 
