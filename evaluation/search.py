@@ -109,18 +109,23 @@ def plot(figures: Mapping[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure  # comes with the extra "evaluation"
 
     judges = figures["judges"]
-    kinds = dict.fromkeys(name.partition(" ")[0] for name in next(iter(judges.values())))
+    kinds = dict.fromkeys(name.rpartition(" ")[0] for name in next(iter(judges.values())))
     figure = Figure(figsize=(11, 4.5 * len(judges)), layout="constrained")
     panels = figure.subplots(len(judges), len(_AGAINST), squeeze=False)
     for row, (judge, arms) in zip(panels, judges.items(), strict=True):
         for axes, (cost, label) in zip(row, _AGAINST.items(), strict=True):
             for kind in kinds:
-                names = [name for name in arms if name.partition(" ")[0] == kind]
+                names = [name for name in arms if name.rpartition(" ")[0] == kind]
                 points = [arms[name]["scores"]["mean"] for name in names]
                 heights = [one["score"] for one in points]
                 reach = [[one["score"] - one["low"] for one in points], [one["high"] - one["score"] for one in points]]
                 axes.errorbar(
-                    [figures[cost][name] for name in names], heights, yerr=reach, marker="o", capsize=3, label=kind
+                    [figures[cost][name] for name in names],
+                    heights,
+                    yerr=reach,
+                    marker="o",
+                    capsize=3,
+                    label=f"{kind} N",
                 )
             axes.set(xlabel=label, ylabel=f"judged right by the {judge}", xscale="log")
             ticks = sorted({float(f"{value:.1g}") for value in figures[cost].values()})

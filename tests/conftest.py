@@ -115,6 +115,22 @@ def saved_model(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return output
 
 
+@pytest.fixture
+def blind_judge() -> Any:
+    """A judge that finds nothing and reads nothing, in pictures of any size."""
+    from rebus.data.emoji import EmojiPack
+    from rebus.evaluation.judges import Judge
+
+    class Blind:
+        def detect(self, images: Any) -> list[list[Any]]:
+            return [[] for _ in images]
+
+        def read(self, picture: Any) -> list[str]:
+            return []
+
+    return Judge(Blind(), Blind(), EmojiPack.open())
+
+
 class TinyBase(NamedTuple):
     """A diffusion model as users have it, with random weights."""
 

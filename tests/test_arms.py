@@ -7,11 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rebus.data.emoji import EmojiPack
 from rebus.evaluation.arm_scores import arm_figures, gains, scores
 from rebus.evaluation.arm_tables import markdown, plot
 from rebus.evaluation.arms import ArmConfig, ArmsConfig, compare, read_arms
-from rebus.evaluation.judges import Judge
 
 
 def marks(share, shape, seed=0):
@@ -79,19 +77,9 @@ def test_arms_that_cannot_be_read_are_refused(tmp_path, text, wanted):
         read_arms(tmp_path / "arms.json")
 
 
-class Blind:
-    """Finds nothing and reads nothing."""
-
-    def detect(self, images):
-        return [[] for _ in images]
-
-    def read(self, picture):
-        return []
-
-
 @pytest.mark.slow
-def test_a_comparison_goes_on_where_it_stood_and_refuses_the_marks_of_others(saved_model, tmp_path):
-    judges = {"blind": Judge(Blind(), Blind(), EmojiPack.open())}
+def test_a_comparison_goes_on_where_it_stood_and_refuses_the_marks_of_others(blind_judge, saved_model, tmp_path):
+    judges = {"blind": blind_judge}
     arms = {
         "one": ArmConfig(models=(saved_model,)),
         "two": ArmConfig(models=(saved_model,), best_of=2),

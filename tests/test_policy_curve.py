@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from rebus.data.emoji import EmojiPack
-from rebus.evaluation.judges import Judge
 from rebus.evaluation.policy_curve import arms_of, main, plot, policies, rewards
 from rebus.model.rebus import Rebus
 from rebus.model.saved import SavedModel, file_hash
@@ -56,20 +54,9 @@ def test_a_run_without_policies_is_refused_in_one_line(saved_model, tmp_path, ca
     assert "got no policies in it" in capsys.readouterr().err
 
 
-class Blind:
-    """Finds nothing and reads nothing."""
-
-    def detect(self, images):
-        return [[] for _ in images]
-
-    def read(self, picture):
-        return []
-
-
 @pytest.mark.slow
-def test_a_curve_goes_on_where_it_stood(runs, saved_model, tmp_path, capsys, monkeypatch):
-    blind = Judge(Blind(), Blind(), EmojiPack.open())
-    monkeypatch.setattr("rebus.evaluation.policy_curve.shipped_judges", lambda: {"blind": blind})
+def test_a_curve_goes_on_where_it_stood(blind_judge, runs, saved_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rebus.evaluation.policy_curve.shipped_judges", lambda: {"blind": blind_judge})
     flags = ["--runs", *map(str, runs), "--model", str(saved_model), "--num_prompts", "2", "--output"]
     main([*flags, str(tmp_path / "curve")])
     first = json.loads((tmp_path / "curve" / "curve.json").read_text())

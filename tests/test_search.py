@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from rebus.data.emoji import EmojiPack
 from rebus.evaluation.arm_scores import arm_figures
 from rebus.evaluation.arm_tables import markdown
-from rebus.evaluation.judges import Judge
 from rebus.evaluation.search import SearchArm, main, plot, searches
 from rebus.evaluation.trials import ArmsConfig, compare
 from rebus.tokenizers.tokens import CodeLayout, Stream
@@ -61,21 +59,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
-class Blind:
-    """Finds nothing and reads nothing."""
-
-    def detect(self, images):
-        return [[] for _ in images]
-
-    def read(self, picture):
-        return []
-
-
 @pytest.mark.slow
-def test_searches_are_judged_and_kept(saved_model, tmp_path):
+def test_searches_are_judged_and_kept(blind_judge, saved_model, tmp_path):
     arms = {name: SearchArm(model=saved_model, how=how) for name, how in searches(GRID_OF_9, 4).items()}
     config = ArmsConfig(arms=arms, num_prompts=2, batch_size=2, output=tmp_path)
-    judges, said = {"blind": Judge(Blind(), Blind(), EmojiPack.open())}, []
+    judges, said = {"blind": blind_judge}, []
     figures = compare(config, judges, said.append)
     assert figures["codes_per_picture"] == {
         "best of 1": 9,

@@ -2,7 +2,7 @@ r"""Has a saved model draw, judge its own drawings, and write both down as sampl
 
 python -m rebus.train.self_enhance --model assets/mini --output runs/self
 python -m rebus.train.sft --preset mini --pretrained assets/mini --image_tokenizer assets/mini/image_tokenizer \
-    --mixed '{"runs/self/kept": 0.3, "runs/self/assessed": 0.2}' --run.output runs/self_sft
+    --mixed '{"runs/self/kept": 0.3, "runs/self/assessed": 0.1}' --run.output runs/self_sft
 
 For each prompt of the training split it draws several drafts, marks and describes each (``data/judged_drafts.py``).
 Under ``--output`` come ``drafts``, all of them; the shards ``kept``, requests answered by the best draft; the shards
