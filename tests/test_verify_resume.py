@@ -8,23 +8,24 @@ import safetensors.torch
 import torch
 
 from rebus.train import verify_resume
-from rebus.train.verify_resume import Trial, compare, order, verify
+from rebus.train.verify_resume import Trial, compare, num_steps, order, verify
 
-STEPS = 60
+KILLS = 3
+STEPS = num_steps(KILLS)
 STATE = "checkpoint-12/state-00000.safetensors"
 
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trial")
-    return folder, verify(folder, kills=3, processes=1, seed=0)
+    return folder, verify(folder, kills=KILLS, processes=1, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_and_resumed_is_the_straight_run(trial):
     folder, found = trial
-    assert found["kills"] == 3 and found["during_a_save"] >= 1
+    assert found["kills"] == KILLS and found["during_a_save"] >= 1
     assert found["bit_equal"], found
     assert len((folder / "killed" / "order-0.jsonl").read_text().splitlines()) > STEPS  # some steps were taken twice
 

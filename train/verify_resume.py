@@ -75,14 +75,19 @@ class Trial:
     def kill(self, output: Path, number: int) -> bool | None:
         """Starts a training and kills it; returns whether that hit a save, and nothing if it had ended before.
 
-        The first, the fourth and so on wait for a count of steps, the next for a save, and the last for a time.
+        The first, the fourth and so on wait for a count of steps, the next for a save, and the last for a time, unless
+        that count of steps is there first: how long a start takes differs too much to rely on.
         """
         taken, wanted = _num_lines(output / "order-0.jsonl"), self.random.randint(1, 2 * STEPS_PER_KILL - 1)
         began, seconds = time.time(), self.random.uniform(0, self.start_seconds)
+
+        def stepped() -> bool:
+            return _num_lines(output / "order-0.jsonl") >= taken + wanted
+
         moments: list[Callable[[], bool]] = [
-            lambda: _num_lines(output / "order-0.jsonl") >= taken + wanted,
+            stepped,
             lambda: _saving(output, began),
-            lambda: time.time() > began + seconds,
+            lambda: time.time() > began + seconds or stepped(),
         ]
         kind, process, delay = number % len(moments), self.start(output), self.random.uniform(0, _SAVE_SECONDS)
         while True:
@@ -177,7 +182,7 @@ def verify(folder: Path, kills: int, processes: int, seed: int) -> dict[str, int
     Raises:
         ValueError: if a training does not end by itself when nobody kills it.
     """
-    trial = Trial(folder, STEPS_PER_KILL * (kills + 2), processes, seed)
+    trial = Trial(folder, num_steps(kills), processes, seed)
     straight, killed = folder / "straight", folder / "killed"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -194,6 +199,11 @@ def verify(folder: Path, kills: int, processes: int, seed: int) -> dict[str, int
         trial.finish(killed)
     same = compare(straight, killed, trial.steps)
     return {"kills": len(hits), "during_a_save": sum(hits), **same, "bit_equal": all(same.values())}
+
+
+def num_steps(kills: int) -> int:
+    """Returns the steps of a training: more than so many kills let it take, so that each of them finds it at work."""
+    return STEPS_PER_KILL * 2 * (kills + 1)
 
 
 def main(argv: list[str] | None = None) -> int:
