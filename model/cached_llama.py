@@ -43,6 +43,17 @@ class CachedLlama:
             self._heads[start, stop] = self._matrix(self.parts.head[start:stop])
         return self._heads[start, stop](hidden).float()
 
+    def guided_logits(
+        self, hidden: Float[Tensor, "branches rows dim"], weights: Sequence[float], start: int, stop: int
+    ) -> Float[Tensor, "rows ids"]:
+        """Returns the sum of the branches' logits by their weights; branches of weight 0, or none, are not computed."""
+        used = [(branch, weight) for branch, weight in zip(hidden, weights, strict=False) if weight]
+        each = self.logits(torch.cat([branch for branch, _ in used]), start, stop).chunk(len(used))
+        logits = each[0] * used[0][1]
+        for one, (_, weight) in zip(each[1:], used[1:], strict=True):
+            logits.add_(one, alpha=weight)
+        return logits
+
     def choose(
         self, logits: Float[Tensor, "rows ids"], sampling: Sampling, uniform: Float[Tensor, " rows"]
     ) -> Int[Tensor, " rows"]:

@@ -1,7 +1,8 @@
 """Draws and reads codes of all rows of a batch at once, instead of one code and one call after the other.
 
-Where every row is at the same code of a picture, what is left of it can be drawn in C++ without coming back in between,
-level by level where a layout has levels (``levels.py``), or by guessing codes ahead (``speculation.py``).
+Where every row is at the same code of a picture, what is left of it is drawn without asking the grammar in between: in
+C++ or in torch, level by level where a layout has levels (``levels.py``), or by guessing codes ahead
+(``speculation.py``).
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from rebus.model.cached_llama import CachedLlama
 from rebus.model.cached_rows import CachedRows
 from rebus.model.continuation import Decoding, Row
 from rebus.model.grammar import Grammar, Ranges, State
+from rebus.model.sampling import Sampling
 from rebus.model.speculation import Speculation
 
 
@@ -47,14 +49,33 @@ class CodeSpans:
         if decoding.guesses and len(rows) == len(self.vocabulary.layout.streams) == 1:
             self._guess_codes(rows[0], cache, decoding, ranges)
             return True
-        if not cache.is_native:
-            return False
         first, num_codes = state.num_codes, self.grammar.num_picture_codes(state)
         weights = [decoding.guidance.weights(code, num_codes) for code in range(first, first + len(ranges))]
         uniforms = torch.stack([torch.rand(len(ranges), generator=row.generator) for row in rows], dim=1)
-        codes = cache.draw(ranges, torch.tensor(weights), decoding.picture, uniforms)
+        if cache.is_native:
+            codes = cache.draw(ranges, torch.tensor(weights), decoding.picture, uniforms)
+        else:
+            codes = self._draw_each(cache, ranges, weights, decoding.picture, uniforms)
         _take(rows, codes.T)
         return True
+
+    def _draw_each(
+        self,
+        cache: CachedRows,
+        ranges: Ranges,
+        weights: Sequence[tuple[float, ...]],
+        sampling: Sampling,
+        uniforms: Float[Tensor, "codes rows"],
+    ) -> Int[Tensor, "codes rows"]:
+        """Draws and reads one code of each range after the other; returns them, -1 where logits were no numbers."""
+        uniforms, codes = uniforms.to(cache.last.device), []
+        for (start, stop), branches, uniform in zip(ranges, weights, uniforms, strict=True):
+            hidden = rearrange(cache.last, "(branches rows) dim -> branches rows dim", branches=len(branches))
+            logits = self.body.guided_logits(hidden, branches, start, stop)
+            chosen = self.body.choose(logits, sampling, uniform) + start
+            codes.append(chosen.masked_fill(~(logits < float("inf")).all(dim=-1), -1))
+            cache.read(chosen.repeat(len(branches)).unsqueeze(1))
+        return torch.stack(codes).cpu()
 
     def _guess_codes(self, row: Row, cache: CachedRows, decoding: Decoding, ranges: Ranges) -> None:
         """Lets the only row draw and read codes, several in a pass."""

@@ -211,7 +211,7 @@ class Engine:
         given = [len(row.ids) for row in rows]
         try:
             while any(row.legal() for row in rows):
-                if not self.spans.draw(rows, cache, decoding, preview_every):
+                if self.visual is not None or not self.spans.draw(rows, cache, decoding, preview_every):
                     self._extend(rows, cache.last, decoding)
                     if any(row.legal() for row in rows):
                         self._read_newest(rows, cache)
@@ -307,10 +307,8 @@ class Engine:
             weights: of each branch; those of weight 0 are not computed.
         """
         start, stop = ranges[0][0], ranges[-1][1]
-        used = [(branch, weight) for branch, weight in enumerate(weights) if weight]
-        rows = [branch * num_rows + index for branch, _ in used for index in indices]
-        each = self.body.logits(hidden[rows], start, stop).chunk(len(used))
-        logits = torch.stack([weight * one for (_, weight), one in zip(used, each, strict=True)]).sum(dim=0)
+        branches = rearrange(hidden, "(branches rows) dim -> branches rows dim", rows=num_rows)[:, indices]
+        logits = self.body.guided_logits(branches, weights, start, stop)
         for (_, gap), (after, _) in pairwise(ranges):
             logits[:, gap - start : after - start] = float("-inf")
         return logits
