@@ -61,6 +61,18 @@ def test_rows_are_what_encoding_gives_and_pictures_what_was_encoded(cache, sampl
     assert torch.equal(cache.pictures([34, 0, 7]), images)
 
 
+def test_latents_may_be_of_larger_pictures_than_the_codes(sampler, vae, tokenizer, tmp_path):
+    config = LatentCacheConfig(file=tmp_path / "latents.safetensors", num_scenes=2, seed=3)
+    cache = open_cache(config, sampler, vae, "cafe", tokenizer, 2)
+    scenes, (latents, ids) = cache.scenes([0, 1]), cache.rows([0, 1])
+    larger = pictures_of(scenes, sampler.pack, 2) / 255
+    torch.testing.assert_close(latents, encode_latents(vae, larger), atol=4e-3, rtol=1e-3)
+    assert torch.equal(ids, tokenizer.encode(pictures_of(scenes, sampler.pack)).ids)
+    assert torch.equal(cache.pictures([0, 1]), larger)
+    with pytest.raises(ValueError, match="must be made of the same"):
+        open_cache(config, sampler, vae, "cafe", tokenizer)
+
+
 def test_it_is_written_once(cache, config, sampler, vae, tokenizer, monkeypatch):
     monkeypatch.setattr(latent_cache, "_write", None)
     again = open_cache(config, sampler, vae, "cafe", tokenizer)

@@ -148,6 +148,27 @@ def test_cached_scenes_come_with_fresh_noise_and_spoilt_codes(pack, frozen, tmp_
     assert torch.equal(part.latents, later.latents.view(4, 2, *later.latents.shape[1:])[1::2].flatten(0, 1))
 
 
+def test_large_pictures_are_cached_but_not_several_sizes(pack, frozen, tmp_path):
+    cache = LatentCacheConfig(file=tmp_path / "latents.safetensors", num_scenes=2)
+    config = replace(config_of("tiny", frozen, batch_size=2), cache=cache, num_start_pictures=1)
+    decoder = replace(config.decoder, latent_size=(32, 32))
+    batch = DecoderStage(replace(config, decoder=decoder), pack).batch(0, 0, 1)
+    assert batch.latents.shape == (2, 4, 32, 32) and batch.ids.shape == (2, 16, 1)
+    with pytest.raises(ValueError, match="cache must be none for several sizes, got latents of 16 x 16, 32 x 32"):
+        DecoderStage(replace(config, decoder=replace(decoder, latent_sizes=((16, 16), (32, 32)))), pack)
+
+
+def test_it_starts_as_a_trained_decoder_whose_codes_stay_where_they_are(pack, frozen, tmp_path):
+    config = replace(config_of("tiny", frozen), num_start_pictures=1)
+    trained = DecoderStage(config, pack).decoder
+    with torch.no_grad():
+        trained.embed_codes.streams[0].weight.fill_(3.0)
+    trained.save(tmp_path)
+    decoder = replace(config.decoder, latent_size=(32, 32))
+    started = DecoderStage(replace(config, decoder=decoder, start=tmp_path), pack).decoder
+    assert (started.embed_codes.streams[0].weight == 3).all() and started.config == decoder
+
+
 @pytest.mark.parametrize(
     "preset", [pytest.param(one, marks=pytest.mark.slow) if one == "mini_256" else one for one in PRESETS]
 )

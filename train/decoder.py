@@ -32,6 +32,7 @@ from rebus.model.vae import decode_latents, downsampling, encode_latents, load_v
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
 from rebus.tokenizers.tokens import Grid
 from rebus.train.config import OptimConfig, RunConfig, parse
+from rebus.train.decoder_start import start_from
 from rebus.train.decoder_text import learn_pieces, told_pieces
 from rebus.train.imperfect_codes import ImperfectCodesConfig, spoilt
 from rebus.train.latent_cache import Encoded, LatentCacheConfig, open_cache
@@ -57,6 +58,8 @@ class DecoderStageConfig:
     """Folder of the trained image tokenizer."""
     decoder: DecoderConfig = DecoderConfig()
     """The model."""
+    start: Path | None = None
+    """Folder of a trained decoder whose weights it starts with, such as that of smaller pictures; by default fresh."""
     codes: ImperfectCodesConfig = ImperfectCodesConfig()
     """How the codes are spoilt in training."""
     noises_per_picture: int = 2
@@ -110,12 +113,13 @@ class DecoderStage:
             learn_pieces(self.decoder.text, self.train_scenes, config.num_texts)
         self.model: nn.Module = self.decoder
         self.pipeline = DecoderPipeline(self.decoder, self.vae)
-        if config.cache is not None and set(self.scales.values()) != {1}:
-            sizes = listed(config.decoder.sizes)
-            raise ValueError(f"cache must be none where pictures are larger than scenes, got latents of {sizes}")
-        made = (self.train_scenes, self.vae, vae_hash, self.tokenizer)
+        if config.cache is not None and len(self.scales) > 1:
+            raise ValueError(f"cache must be none for several sizes, got latents of {listed(config.decoder.sizes)}")
+        made = (self.train_scenes, self.vae, vae_hash, self.tokenizer, max(self.scales.values()))
         self.cache = None if config.cache is None else open_cache(config.cache, *made)
-        if isinstance(config.decoder.condition, GridConditionConfig):
+        if config.start is not None:
+            start_from(self.decoder, config.start)
+        elif isinstance(config.decoder.condition, GridConditionConfig):
             self.decoder.embed_codes.place(self._mean_latents(config.num_start_pictures))
 
     def batch(self, step: int, rank: int, world: int) -> DecoderBatch:

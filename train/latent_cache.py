@@ -41,7 +41,8 @@ class LatentCacheConfig:
     """Where the file is, and which scenes are in it."""
 
     file: Path = Path("runs/latents.safetensors")
-    """The file, written by the first run that finds none; 8 KB for each scene of 128 px in the mini latents."""
+    """The file, written by the first run that finds none; 8 KB for each scene of 128 px in the mini latents, four times
+    as much for one of 256 px."""
     num_scenes: int = 16384
     """Scenes, which a long training sees several times, with other noise, times and spoilt codes each time."""
     seed: int = 0
@@ -62,13 +63,14 @@ class Encoded(NamedTuple):
 class LatentCache:
     """Reads rows of the file, and nothing else of it, into memory."""
 
-    def __init__(self, config: LatentCacheConfig, sampler: SceneSampler, made_of: str) -> None:
+    def __init__(self, config: LatentCacheConfig, sampler: SceneSampler, made_of: str, scale: int = 1) -> None:
         """Opens a file that is there.
 
         Args:
             config: which file.
             sampler: where its scenes come from.
             made_of: the hash that it must have.
+            scale: how many times as large as usual the pictures of its latents are.
 
         Raises:
             ValueError: if it holds no latents, or those of something else.
@@ -83,7 +85,7 @@ class LatentCache:
                 f"{config.file} must be made of the same auto-encoder, image tokenizer, scenes, num_scenes and seed "
                 f"({made_of}), got {found}: name another file, or remove this one"
             )
-        self.config, self.sampler = config, sampler
+        self.config, self.sampler, self.scale = config, sampler, scale
 
     def drawn(self, batch_size: int, *, seed: int, step: int) -> list[int]:
         """Returns the numbers of the scenes of a step's batch, each drawn as a pure function of (seed, step, row)."""
@@ -104,34 +106,53 @@ class LatentCache:
 
     def pictures(self, indices: Sequence[int]) -> Float[Tensor, "batch 3 height width"]:
         """Returns the pictures of some scenes in [0, 1]: drawing one takes no longer than reading it would."""
-        return pictures_of(self.scenes(indices), self.sampler.pack) / 255
+        return pictures_of(self.scenes(indices), self.sampler.pack, self.scale) / 255
 
 
 def open_cache(
-    config: LatentCacheConfig, sampler: SceneSampler, vae: "AutoencoderKL", vae_hash: str, tokenizer: ImageTokenizer
+    config: LatentCacheConfig,
+    sampler: SceneSampler,
+    vae: "AutoencoderKL",
+    vae_hash: str,
+    tokenizer: ImageTokenizer,
+    scale: int = 1,
 ) -> LatentCache:
     """Returns the cache of a config, after writing it if there is none.
 
     Several processes that find none write the same, each by itself.
 
+    Args:
+        config: which file, and which scenes.
+        sampler: where the scenes come from.
+        vae: makes the latents.
+        vae_hash: that of its weights.
+        tokenizer: makes the codes, always of scenes of the usual size.
+        scale: how many times as large as usual the pictures of the latents are.
+
     Raises:
         ValueError: if the file holds something else.
     """
-    made_of = _hash(config, sampler, vae_hash, tokenizer.hash)
+    made_of = _hash(config, sampler, vae_hash, tokenizer.hash, scale)
     if not config.file.exists():
         starts = range(0, config.num_scenes, _BATCH_SIZE)
         scenes = (_scenes(config, sampler, start, min(start + _BATCH_SIZE, config.num_scenes)) for start in starts)
-        _write(config, made_of, (encode(vae, tokenizer, sampler.pack, part) for part in scenes))
-    return LatentCache(config, sampler, made_of)
+        _write(config, made_of, (encode(vae, tokenizer, sampler.pack, part, scale) for part in scenes))
+    return LatentCache(config, sampler, made_of, scale)
 
 
 @torch.no_grad()
-def encode(vae: "AutoencoderKL", tokenizer: ImageTokenizer, pack: EmojiPack, scenes: list[Scene]) -> Encoded:
-    """Returns the latents of scenes, on the device of the auto-encoder, and their codes, -1 beyond a picture's last."""
-    images = pictures_of(scenes, pack).to(vae.encoder.conv_in.weight.device) / 255
-    tokens = tokenizer.encode(images)
+def encode(
+    vae: "AutoencoderKL", tokenizer: ImageTokenizer, pack: EmojiPack, scenes: list[Scene], scale: int = 1
+) -> Encoded:
+    """Returns the latents of scenes, drawn ``scale`` times as large as usual, and their codes.
+
+    They are on the device of the auto-encoder; codes are -1 beyond a picture's last.
+    """
+    device = vae.encoder.conv_in.weight.device
+    drawn = {each: pictures_of(scenes, pack, each).to(device) / 255 for each in {1, scale}}
+    tokens = tokenizer.encode(drawn[1])
     missing = tokenizer.layout.num_positions - tokens.ids.shape[1]
-    return Encoded(encode_latents(vae, images), F.pad(tokens.ids, (0, 0, 0, missing), value=-1))
+    return Encoded(encode_latents(vae, drawn[scale]), F.pad(tokens.ids, (0, 0, 0, missing), value=-1))
 
 
 def _write(config: LatentCacheConfig, made_of: str, batches: Iterable[Encoded]) -> None:
@@ -150,8 +171,8 @@ def _scenes(config: LatentCacheConfig, sampler: SceneSampler, start: int, stop: 
     return [scene_rows(sampler, 1, seed=config.seed, step=index)[0] for index in range(start, stop)]
 
 
-def _hash(config: LatentCacheConfig, sampler: SceneSampler, vae_hash: str, tokenizer_hash: str) -> str:
-    shown = pictures_of(_scenes(config, sampler, 0, min(_NUM_SHOWN, config.num_scenes)), sampler.pack)
+def _hash(config: LatentCacheConfig, sampler: SceneSampler, vae_hash: str, tokenizer_hash: str, scale: int) -> str:
+    shown = pictures_of(_scenes(config, sampler, 0, min(_NUM_SHOWN, config.num_scenes)), sampler.pack, scale)
     pixels = hashlib.sha256(shown.numpy().tobytes()).hexdigest()
     values = {
         "vae": vae_hash,
