@@ -12,6 +12,7 @@ Curves = Mapping[str, Mapping[int, Figures] | Mapping[float, Figures]]
 """Figures by decoder, and by what they are drawn against."""
 _COLUMNS = {"psnr_db": ("PSNR, dB", 2), "ssim": ("SSIM", 3), "perceptual": ("perceptual", 4), "frechet": ("Frechet", 1)}
 """Heading and decimal places of each figure but the judge's."""
+HEADINGS = (*(heading for heading, _ in _COLUMNS.values()), "judge", "95 % interval")
 _PLOTTED = {"psnr_db": "PSNR, dB", "perceptual": "perceptual distance", "frechet": "Frechet distance"}
 
 
@@ -27,17 +28,20 @@ def table(
         more: further columns, by their headings.
     """
     title = f"{ceiling['n']} held-out scenes; the judge passes {ceiling['score']:.3f} of the true pictures"
-    headings = (heading for heading, _ in _COLUMNS.values())
-    rows = Table(against, *headings, "judge", "95 % interval", *(more or {}), title=title)
+    rows = Table(against, *HEADINGS, *(more or {}), title=title)
     for name, points in curves.items():
         rows.add_section()
         rows.add_row(name)
         for place, one in points.items():
-            judge = one["judge"]
-            measured = (f"{one[each]:.{digits}f}" for each, (_, digits) in _COLUMNS.items())
-            scored = f"{judge['score']:.3f}", f"{judge['low']:.3f} to {judge['high']:.3f}"
-            rows.add_row(f"{place:g}", *measured, *scored, *(cell(one) for cell in (more or {}).values()))
+            rows.add_row(f"{place:g}", *cells(one), *(cell(one) for cell in (more or {}).values()))
     return rows
+
+
+def cells(figures: Figures) -> tuple[str, ...]:
+    """Returns figures for people to read, one for each of ``HEADINGS``."""
+    judge = figures["judge"]
+    measured = (f"{figures[each]:.{digits}f}" for each, (_, digits) in _COLUMNS.items())
+    return *measured, f"{judge['score']:.3f}", f"{judge['low']:.3f} to {judge['high']:.3f}"
 
 
 def plot(curves: Curves, against: str, path: Path, *, log: bool = False) -> None:
