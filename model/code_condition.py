@@ -49,6 +49,10 @@ class Conditioned:
 class GridConditionConfig:
     """The features of a code are added to the patches that lie where its cell lies, also if one is the finer."""
 
+    per_patch: bool = False
+    """Whether a code has features of its own for each patch in its cell, where patches are the finer, as in a decoder
+    that paints larger than the tokenizer sees: else these patches all get the same, and know their place alone."""
+
     def build(self, layout: CodeLayout, patch_grids: tuple[Grid, ...], dim: int) -> "GridCondition":
         """Builds the condition for codes of a layout.
 
@@ -61,7 +65,8 @@ class GridConditionConfig:
             wanted = f"a whole number of times as fine or coarse as that of the patches, {listed(patch_grids)}"
             got = listed(layout.sizes) if layout.kind == "grid" else "a sequence"
             raise ValueError(f"grid of the codes must be {wanted}, got {got}")
-        return GridCondition({grid[0] // patches[0] for grid, patches in pairs if grid[0] > patches[0]}, dim)
+        folds = {grid[0] // patches[0] for grid, patches in pairs if grid[0] > patches[0]}
+        return GridCondition(folds, dim, per_patch=self.per_patch)
 
 
 class GridCondition(nn.Module):
@@ -69,8 +74,9 @@ class GridCondition(nn.Module):
 
     has_context = False
 
-    def __init__(self, folds: set[int], dim: int) -> None:
+    def __init__(self, folds: set[int], dim: int, *, per_patch: bool = False) -> None:
         super().__init__()
+        self.per_patch = per_patch
         self.merge = nn.ModuleDict({str(fold): nn.Linear(fold**2 * dim, dim, bias=False) for fold in sorted(folds)})
         with torch.no_grad():  # merged codes start as their mean
             for fold, linear in self.merge.items():
@@ -81,8 +87,10 @@ class GridCondition(nn.Module):
         """Returns patches that know their codes."""
         rows, patch_rows = codes.grid[0], patch_grid[0]
         if rows <= patch_rows:
-            fold = patch_rows // rows
-            cells = repeat(codes.features, "b (h w) d -> b (h p w q) d", h=rows, p=fold, q=fold)
+            fold, features = patch_rows // rows, codes.features
+            if not self.per_patch:
+                features = repeat(features, "b n d -> b n (p q d)", p=fold, q=fold)
+            cells = rearrange(features, "b (h w) (p q d) -> b (h p w q) d", h=rows, p=fold, q=fold)
         else:
             fold = rows // patch_rows
             cells = rearrange(codes.features, "b (h p w q) d -> b (h w) (p q d)", h=patch_rows, p=fold, q=fold)
@@ -172,6 +180,21 @@ ConditionConfig = GridConditionConfig | SequenceConditionConfig | CrossAttention
 Condition = GridCondition | SequenceCondition | CrossAttentionCondition | PooledCondition
 
 
+def patches_per_side(config: ConditionConfig, layout: CodeLayout, patch_grids: tuple[Grid, ...]) -> int:
+    """Returns for how many patches along each side of its cell a code has features of its own.
+
+    Raises:
+        ValueError: if that is asked for where it differs between sizes, or codes are finer than patches.
+    """
+    if not isinstance(config, GridConditionConfig) or not config.per_patch:
+        return 1
+    folds = {patches[0] // grid[0] for grid in layout.sizes for patches in patch_grids if of_one_shape(grid, patches)}
+    if len(folds) != 1 or 0 in folds:
+        wanted = "false where codes are finer than patches or sizes are several"
+        raise ValueError(f"condition.per_patch must be {wanted}, got patches on {listed(patch_grids)}")
+    return folds.pop()
+
+
 class CodeEmbedding(nn.Module):
     """Features of codes, summed over the streams, with a row of its own for a missing code."""
 
@@ -192,15 +215,24 @@ class CodeEmbedding(nn.Module):
         return torch.stack(features).sum(dim=0)
 
     @torch.no_grad()
-    def place(self, means: Float[Tensor, "codes values"]) -> None:
+    def place(self, means: Float[Tensor, "codes parts values"]) -> None:
         """Starts the rows of stream 0 at what their codes look like on average, such as their mean patch of latents.
 
         That is then there to be read off, where it would have to be learned step by step. The features beyond those
-        values stay random, and tell codes of like looks apart.
+        values stay random, and tell codes of like looks apart. Parts are the patches for which a code has features.
         """
+        features = self._first(means)
+        features.copy_(means[..., : features.shape[-1]])
+
+    @torch.no_grad()
+    def move(self, differences: Float[Tensor, "codes parts values"]) -> None:
+        """Adds to what ``place`` would start."""
+        features = self._first(differences)
+        features.add_(differences[..., : features.shape[-1]])
+
+    def _first(self, values: Float[Tensor, "codes parts values"]) -> Float[Tensor, "codes parts first"]:
         table = next(self.streams.parameters())
-        width = min(means.shape[1], table.shape[1])
-        table[: len(means), :width] = means[:, :width]
+        return table.view(len(table), values.shape[1], -1)[: len(values), :, : values.shape[2]]
 
 
 def code_positions(grid: Grid, dim: int) -> nn.Parameter:

@@ -17,7 +17,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rebus.model.code_condition import CodeEmbedding, Codes, Condition, ConditionConfig, GridConditionConfig
+from rebus.model.code_condition import (
+    CodeEmbedding,
+    Codes,
+    Condition,
+    ConditionConfig,
+    GridConditionConfig,
+    patches_per_side,
+)
 from rebus.model.decoder_guidance import DecoderGuidance, guide
 from rebus.model.diffusion_transformer import ModulatedBlock, Modulation, SpanEmbedding, TimeEmbedding, modulate
 from rebus.model.fitting_weights import load_fitting
@@ -101,7 +108,8 @@ class DiffusionDecoder(nn.Module):
         self.whole_grid = bounding_grid(patch_grids)
         self.embed_patches = nn.Linear(patch_values, dim)
         self.patch_positions = nn.Parameter(sincos_positions(*self.whole_grid, dim))
-        self.embed_codes = CodeEmbedding(layout, dim)
+        self.patches_per_side = patches_per_side(config.condition, layout, patch_grids)
+        self.embed_codes = CodeEmbedding(layout, self.patches_per_side**2 * dim)
         self.condition: Condition = config.condition.build(layout, patch_grids, dim)
         self.embed_time = TimeEmbedding(dim)
         has_context = self.condition.has_context
@@ -143,7 +151,7 @@ class DiffusionDecoder(nn.Module):
         self,
         noisy: Float[Tensor, "batch channels height width"],
         time: Float[Tensor, " batch"],
-        codes: Float[Tensor, "batch positions dim"],
+        codes: Float[Tensor, "batch positions code_dim"],
         held: Bool[Tensor, "batch positions"],
         span: Float[Tensor, " batch"] | None = None,
         *,

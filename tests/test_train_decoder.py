@@ -7,7 +7,7 @@ from einops import rearrange
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.scene_batches import pictures_of, scene_rows
-from rebus.model.code_condition import CrossAttentionConditionConfig
+from rebus.model.code_condition import CrossAttentionConditionConfig, GridConditionConfig
 from rebus.model.decoder import DiffusionDecoder
 from rebus.model.vae import VaeConfig, encode_latents, fit_scale
 from rebus.tokenizers.encoders.vit import VitEncoderConfig
@@ -67,18 +67,21 @@ def test_it_learns_the_velocity_and_exports_what_it_learned(pack, frozen, tmp_pa
     assert exported.layout == stage.tokenizer.layout
 
 
-@pytest.mark.parametrize("patch", [4, 2])
-def test_codes_start_at_the_mean_latents_of_their_places(patch, pack, frozen):
-    config = config_of("mini", frozen)
-    stage = DecoderStage(replace(config, decoder=replace(config.decoder, patch=patch)), pack)
+@pytest.mark.parametrize(("patch", "per_patch"), [(4, False), (2, False), (2, True)])
+def test_codes_start_at_the_mean_latents_of_their_places(patch, per_patch, pack, frozen):
+    config, condition = config_of("mini", frozen), GridConditionConfig(per_patch=per_patch)
+    stage = DecoderStage(replace(config, decoder=replace(config.decoder, patch=patch, condition=condition)), pack)
     images = pictures_of(scene_rows(stage.train_scenes, 64, seed=0, step=0), pack) / 255
     ids, latents = stage.tokenizer.encode(images).ids[..., 0], encode_latents(stage.vae, images)
     table, values = stage.decoder.embed_codes.streams[0].weight, 4 * patch**2
     for code in ids.unique()[:5]:
         cells = [latents[picture, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
                  for picture, row, column in (ids.view(64, 8, 8) == code).nonzero()]  # fmt: skip
-        patches = rearrange(torch.stack(cells), "b c (h p) (w q) -> (b h w) (c p q)", p=patch, q=patch)
-        torch.testing.assert_close(table[code, :values], patches.mean(dim=0), atol=1e-4, rtol=1e-4)
+        patches = rearrange(torch.stack(cells), "b c (h p) (w q) -> (h w) b (c p q)", p=patch, q=patch).mean(dim=1)
+        if per_patch:
+            torch.testing.assert_close(table[code].view(4, 256)[:, :values], patches, atol=1e-4, rtol=1e-4)
+        else:
+            torch.testing.assert_close(table[code, :values], patches.mean(dim=0), atol=1e-4, rtol=1e-4)
     missing = set(range(len(table) - 1)) - set(ids.unique().tolist())
     assert len(table[sorted(missing), :values].unique(dim=0)) == 1  # a code never met starts at the mean of all
 
@@ -167,6 +170,20 @@ def test_it_starts_as_a_trained_decoder_whose_codes_stay_where_they_are(pack, fr
     decoder = replace(config.decoder, latent_size=(32, 32))
     started = DecoderStage(replace(config, decoder=decoder, start=tmp_path), pack).decoder
     assert (started.embed_codes.streams[0].weight == 3).all() and started.config == decoder
+
+
+def test_features_for_each_patch_start_apart_as_its_latents_are(pack, frozen, tmp_path):
+    config = replace(config_of("tiny", frozen), num_start_pictures=1)
+    trained = DecoderStage(config, pack).decoder
+    with torch.no_grad():
+        trained.embed_codes.streams[0].weight.fill_(3.0)
+    trained.save(tmp_path)
+    decoder = replace(config.decoder, latent_size=(32, 32), condition=GridConditionConfig(per_patch=True))
+    fresh = DecoderStage(replace(config, decoder=decoder), pack).decoder.embed_codes.streams[0].weight[:-1]
+    started = DecoderStage(replace(config, decoder=decoder, start=tmp_path), pack).decoder.embed_codes.streams[0].weight
+    smaller = DecoderStage(config, pack).decoder.embed_codes.streams[0].weight[:-1]
+    torch.testing.assert_close(started[:-1], 3 + fresh - smaller.repeat(1, 4), atol=1e-4, rtol=0)
+    assert (started[-1] == 3).all() and fresh.view(-1, 4, 64).std(dim=1).max() > 0.1
 
 
 @pytest.mark.parametrize(

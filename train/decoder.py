@@ -117,10 +117,14 @@ class DecoderStage:
             raise ValueError(f"cache must be none for several sizes, got latents of {listed(config.decoder.sizes)}")
         made = (self.train_scenes, self.vae, vae_hash, self.tokenizer, max(self.scales.values()))
         self.cache = None if config.cache is None else open_cache(config.cache, *made)
+        size, parts = config.decoder.sizes[0], self.decoder.patches_per_side
         if config.start is not None:
-            start_from(self.decoder, config.start)
+            trained = start_from(self.decoder, config.start)
+            if trained.patches_per_side < parts:  # its codes know what a whole cell looks like
+                whole_cells = self._mean_latents(trained.config.sizes[0], trained.patches_per_side)
+                self.decoder.embed_codes.move(self._mean_latents(size, parts) - whole_cells)
         elif isinstance(config.decoder.condition, GridConditionConfig):
-            self.decoder.embed_codes.place(self._mean_latents(config.num_start_pictures))
+            self.decoder.embed_codes.place(self._mean_latents(size, parts))
 
     def batch(self, step: int, rank: int, world: int) -> DecoderBatch:
         """Returns this rank's rows of the step's batch, each a pure function of its number."""
@@ -177,25 +181,30 @@ class DecoderStage:
         """Writes the decoder, without the frozen models."""
         self.decoder.save(folder)
 
-    def _mean_latents(self, num_pictures: int) -> Float[Tensor, "codes values"]:
-        """Returns the mean patch of latents where each code of stream 0 stands; that of all codes for one never met."""
+    def _mean_latents(self, usual: Grid, parts: int) -> Float[Tensor, "codes parts values"]:
+        """Returns the mean patch of latents where each code of stream 0 stands; that of all codes for one never met.
+
+        Args:
+            usual: size of the latents.
+            parts: how many patches along each side of a code's cell are told apart.
+        """
         patch, layout = self.config.decoder.patch, self.tokenizer.layout
         grid, size = layout.grid, layout.streams[0].size
         assert grid is not None
-        usual = self.config.decoder.sizes[0]
         finest = max(grid, (usual[0] // patch, usual[1] // patch))
-        pairs = []
-        for step in range(math.ceil(num_pictures / _START_BATCH)):
+        pairs, cells = [], (finest[0] // parts, finest[1] // parts)
+        for step in range(math.ceil(self.config.num_start_pictures / _START_BATCH)):
             scenes = scene_rows(self.train_scenes, _START_BATCH, seed=self.config.run.seed, step=step)
             shown, images = self._pictures(scenes, usual)
             latents = encode_latents(self.vae, images).cpu()
             patches = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=patch, q=patch)
-            patches = rearrange(F.interpolate(patches, finest), "b values h w -> (b h w) values")
+            patches = F.interpolate(patches, finest)
+            patches = rearrange(patches, "b values (h i) (w j) -> (b h w) (i j) values", i=parts, j=parts)
             ids = rearrange(self.tokenizer.encode(shown).ids[..., 0].cpu(), "b (h w) -> b 1 h w", h=grid[0])
-            pairs.append((F.interpolate(ids.double(), finest).long().flatten(), patches))
+            pairs.append((F.interpolate(ids.double(), cells).long().flatten(), patches))
         ids, patches = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        counts = torch.bincount(ids, minlength=size)[:, None]
-        sums = torch.zeros(size, patches.shape[1]).index_add_(0, ids, patches)
+        counts = torch.bincount(ids, minlength=size)[:, None, None]
+        sums = torch.zeros(size, *patches.shape[1:]).index_add_(0, ids, patches)
         return torch.where(counts > 0, sums / counts.clamp_min(1), patches.mean(dim=0))
 
     def _encoded(self, num_pictures: int, size: Grid, step: int, rank: int, world: int) -> tuple[list[Scene], Encoded]:
@@ -227,8 +236,9 @@ class DecoderStage:
         device = next(self.decoder.parameters()).device
         nn.Module.to(self.vae, device)
         self.tokenizer.to(device)
-        drawn = {scale: pictures_of(scenes, self.pack, scale).to(device) / 255 for scale in {1, self.scales[size]}}
-        return drawn[1], drawn[self.scales[size]]
+        larger = self._scale(size)
+        drawn = {scale: pictures_of(scenes, self.pack, scale).to(device) / 255 for scale in {1, larger}}
+        return drawn[1], drawn[larger]
 
     def _scale(self, size: Grid) -> int:
         """Returns how many times as large as a scene pictures of so many latents are."""
