@@ -7,6 +7,7 @@ import torch
 
 from rebus.data.emoji import EmojiPack
 from rebus.data.scene_batches import pictures_of, scene_rows
+from rebus.model.code_condition import GridConditionConfig
 from rebus.model.command_line import SHIPPED_MODEL
 from rebus.model.decoder import DecoderConfig, DiffusionDecoder
 from rebus.model.decoder_pipeline import DecoderPipeline
@@ -102,6 +103,8 @@ def test_codes_that_change_with_their_place_are_refused(exports):
         JointDecoderConfig(weight=0.0)
     with pytest.raises(ValueError, match=r"joint.dropped must be in \[0, 1\], got 1.5"):
         JointDecoderConfig(dropped=1.5)
+    with pytest.raises(ValueError, match="joint.decoder.condition.per_patch must be false, got true"):
+        JointDecoderConfig(decoder=replace(DECODER, condition=GridConditionConfig(per_patch=True)))
 
 
 @pytest.mark.slow  # a minute

@@ -259,9 +259,13 @@ def mini() -> DecoderStageConfig:
 
 
 def mini_256() -> DecoderStageConfig:
-    """A decoder that paints 256 px from the codes of 128 px pictures: four patches to a code, four times the work."""
+    """A decoder that paints 256 px from the codes of 128 px pictures: four patches to a code, four times the work.
+
+    It learns from scratch, or from a decoder of 128 px with ``--start``.
+    """
     config = mini()
-    decoder = replace(config.decoder, latent_size=(64, 64), time_shift=2.0)
+    parts = {"latent_size": (64, 64), "time_shift": 2.0, "condition": GridConditionConfig(per_patch=True)}
+    decoder = replace(config.decoder, **parts)
     return replace(config, run=replace(config.run, output=Path("runs/decoder_256")), decoder=decoder)
 
 

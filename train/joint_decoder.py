@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rebus.model.code_condition import GridConditionConfig
 from rebus.model.decoder import DecoderConfig, DiffusionDecoder
 from rebus.model.flow import interpolate, logit_normal_times, velocity_target
 from rebus.model.vae import encode_latents, load_vae
@@ -44,6 +45,8 @@ class JointDecoderConfig:
             raise ValueError(f"joint.weight must be above 0, got {self.weight}")
         if not 0 <= self.dropped <= 1:
             raise ValueError(f"joint.dropped must be in [0, 1], got {self.dropped}")
+        if isinstance(self.decoder.condition, GridConditionConfig) and self.decoder.condition.per_patch:
+            raise ValueError("joint.decoder.condition.per_patch must be false, got true")
 
     def build(self, tokenizer: ImageTokenizer) -> "JointDecoder":
         """Builds the term for the codes of a tokenizer.
