@@ -48,7 +48,7 @@ def rl_stage(config: RlConfig, pack: EmojiPack) -> RlStage:
 
 
 def mini() -> RlConfig:
-    """The shipped model, which learns to draw unguided and at full spread; half an hour on one core."""
+    """A model that learns to draw unguided and at full spread, as the shipped one did; half an hour on one core."""
     return RlConfig(
         run=RunConfig(output=Path("runs/rl"), steps=200, batch_size=64, log_every=2, validate_every=40, save_every=10),
         optim=OptimConfig(lr=1.5e-4, warmup_steps=10, cooldown_fraction=0.3, weight_decay=0.0),
