@@ -161,23 +161,25 @@ def test_large_pictures_are_cached_but_not_several_sizes(pack, frozen, tmp_path)
         DecoderStage(replace(config, decoder=replace(decoder, latent_sizes=((16, 16), (32, 32)))), pack)
 
 
-def test_it_starts_as_a_trained_decoder_whose_codes_stay_where_they_are(pack, frozen, tmp_path):
+def config_of_trained(pack, frozen, folder):
+    """Saves a decoder in which all features of codes are 3, and returns the configuration of its stage."""
     config = replace(config_of("tiny", frozen), num_start_pictures=1)
     trained = DecoderStage(config, pack).decoder
     with torch.no_grad():
         trained.embed_codes.streams[0].weight.fill_(3.0)
-    trained.save(tmp_path)
+    trained.save(folder)
+    return config
+
+
+def test_it_starts_as_a_trained_decoder_whose_codes_stay_where_they_are(pack, frozen, tmp_path):
+    config = config_of_trained(pack, frozen, tmp_path)
     decoder = replace(config.decoder, latent_size=(32, 32))
     started = DecoderStage(replace(config, decoder=decoder, start=tmp_path), pack).decoder
     assert (started.embed_codes.streams[0].weight == 3).all() and started.config == decoder
 
 
 def test_features_for_each_patch_start_apart_as_its_latents_are(pack, frozen, tmp_path):
-    config = replace(config_of("tiny", frozen), num_start_pictures=1)
-    trained = DecoderStage(config, pack).decoder
-    with torch.no_grad():
-        trained.embed_codes.streams[0].weight.fill_(3.0)
-    trained.save(tmp_path)
+    config = config_of_trained(pack, frozen, tmp_path)
     decoder = replace(config.decoder, latent_size=(32, 32), condition=GridConditionConfig(per_patch=True))
     fresh = DecoderStage(replace(config, decoder=decoder), pack).decoder.embed_codes.streams[0].weight[:-1]
     started = DecoderStage(replace(config, decoder=decoder, start=tmp_path), pack).decoder.embed_codes.streams[0].weight
