@@ -39,10 +39,12 @@ def read(body, rows, num_steps):
 
 
 @needs_compiler
-@pytest.mark.parametrize("num_kv_heads", [1, 5])
+@pytest.mark.parametrize(
+    "heads", [{}, {"num_kv_heads": 1}, {"dim": 104, "num_heads": 1, "num_kv_heads": 1}], ids=["", "shared", "wide"]
+)
 @pytest.mark.parametrize("num_rows", [1, 3, 7, 8, 9, 20])
-def test_a_step_is_that_of_torch_for_any_number_of_rows(num_rows, num_kv_heads):
-    model = model_of(num_kv_heads=num_kv_heads).float()
+def test_a_step_is_that_of_torch_for_any_number_of_rows(num_rows, heads):
+    model = model_of(**heads).float()
     rows = (ROWS * 7)[:num_rows]
     expected, expected_logits = read(CachedLlama(llama_parts(model), native=False), rows, 12)
     got, logits = read(CachedLlama(llama_parts(model)), rows, 12)
@@ -58,8 +60,9 @@ def test_a_step_is_that_of_torch_for_any_number_of_rows(num_rows, num_kv_heads):
 
 
 @needs_compiler
-def test_bfloat16_is_as_near_to_float32_as_that_of_torch():
-    model = model_of()
+@pytest.mark.parametrize("width", [{}, {"dim": 104, "num_heads": 1, "num_kv_heads": 1}], ids=["8", "104"])
+def test_bfloat16_is_as_near_to_float32_as_that_of_torch(width):
+    model = model_of(**width)
     by_torch, native = (read(CachedLlama(llama_parts(model), native=native), ROWS, 12)[1] for native in (False, True))
     exact = read(CachedLlama(llama_parts(model.float()), native=False), ROWS, 12)[1]
     assert native.dtype == torch.float32
@@ -110,6 +113,20 @@ def test_ids_are_drawn_as_in_torch(seed, temperature, top_k, top_p, min_p):
     native = NativeLlama.of(llama_parts(model_of()))
     rows = logits.expand(len(middles), -1)
     assert native.choose(rows, sampling, middles).tolist() == sampling.choose(rows, middles).tolist()
+
+
+@needs_compiler
+@pytest.mark.parametrize("top_k", [1, 100, 256, 257])
+def test_the_largest_of_many_logits_are_found_even_where_many_are_alike(top_k):
+    logits = torch.randint(60, (3, 1500), generator=torch.Generator().manual_seed(0)) / 8
+    logits[1, 40:] = float("-inf")
+    uniform, sampling = torch.tensor([0.1, 0.5, 0.9]), Sampling(1.0, top_k=top_k)
+    native = NativeLlama.of(llama_parts(model_of()))
+    chosen = native.choose(logits, sampling, uniform)
+    least = logits.topk(top_k).values[:, -1]
+    assert (logits.gather(1, chosen[:, None])[:, 0] >= least).all()
+    distinct = logits + torch.arange(1500) / 1e5
+    assert torch.equal(native.choose(distinct, sampling, uniform), sampling.choose(distinct, uniform))
 
 
 @needs_compiler

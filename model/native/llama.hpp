@@ -265,14 +265,20 @@ class LlamaOf : public Llama {
 
   void attend_head(const float* query, const Element* keys, const Element* values, int start, int last, float* scores,
                    float* attended) const {
-    const int width = shape_.head_dim;
+    const int width = shape_.head_dim, whole = width / kPair * kPair;
     const float scale = 1 / std::sqrt(float(width));
-    float most = -INFINITY, total = 0;
+    float most = -INFINITY, total = 0, *asked = attended;  // which is written last
+    for (int at = 0; at < whole; ++at) asked[at] = scale * query[at / kPair * kPair + Format::place(at % kPair)];
+    for (int at = whole; at < width; ++at) asked[at] = scale * query[at];
     for (int slot = start; slot <= last; ++slot) {
       const Element* key = keys + size_t(slot) * width;
-      float score = 0;
-      for (int at = 0; at < width; ++at) score += query[at] * Format::load(key[at]);
-      scores[slot] = score * scale;
+      Floats products{}, others{}, first, second;
+      for (int at = 0; at < whole; at += kPair) {
+        Format::load_pair(key + at, first, second);
+        products += load(asked + at) * first, others += load(asked + at + kVector) * second;
+      }
+      scores[slot] = sum(products + others);
+      for (int at = whole; at < width; ++at) scores[slot] += asked[at] * Format::load(key[at]);
       most = std::max(most, scores[slot]);
     }
     for (int slot = start; slot <= last; slot += kVector) {
@@ -280,11 +286,33 @@ class LlamaOf : public Llama {
       std::memcpy(scores + slot, &powers, sizeof powers);
     }
     for (int slot = start; slot <= last; ++slot) total += scores[slot];
-    for (int at = 0; at < width; ++at) attended[at] = 0;
+    for (int slot = start; slot <= last; ++slot) scores[slot] /= total;
+    int at = 0;
+    for (; at + 2 * kPair <= width; at += 2 * kPair) mix<2>(values + at, start, last, scores, attended + at);
+    for (; at + kPair <= width; at += kPair) mix<1>(values + at, start, last, scores, attended + at);
+    for (; at < width; ++at) {
+      attended[at] = 0;
+      for (int slot = start; slot <= last; ++slot)
+        attended[at] += scores[slot] * Format::load(values[size_t(slot) * width + at]);
+    }
+  }
+
+  // Sums up 32 numbers or more of the values of all slots by their weights; the sums stay in registers.
+  template <int kPairs>
+  void mix(const Element* values, int start, int last, const float* weights, float* attended) const {
+    Floats firsts[kPairs] = {}, seconds[kPairs] = {}, first, second;
     for (int slot = start; slot <= last; ++slot) {
-      const float weight = scores[slot] / total;
-      const Element* value = values + size_t(slot) * width;
-      for (int at = 0; at < width; ++at) attended[at] += weight * Format::load(value[at]);
+      const Element* value = values + size_t(slot) * shape_.head_dim;
+      for (int index = 0; index < kPairs; ++index) {
+        Format::load_pair(value + index * kPair, first, second);
+        firsts[index] += weights[slot] * first, seconds[index] += weights[slot] * second;
+      }
+    }
+    for (int index = 0; index < kPairs; ++index) {
+      float numbers[kPair];
+      std::memcpy(numbers, &firsts[index], sizeof(Floats));
+      std::memcpy(numbers + kVector, &seconds[index], sizeof(Floats));
+      for (int number = 0; number < kPair; ++number) attended[index * kPair + Format::place(number)] = numbers[number];
     }
   }
 

@@ -13,7 +13,8 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef int32_t Integers __attribute__((vector_size(64)));
 
-constexpr int kVector = 16;  // numbers of a vector
+constexpr int kVector = 16;        // numbers of a vector
+constexpr int kPair = 2 * kVector;  // and of two
 
 inline float as_float(uint32_t word) {
   float value;
@@ -48,11 +49,31 @@ inline Floats load(const float* values) {
   return result;
 }
 
-// How numbers are stored; an element is what torch's tensor holds, a word what is multiplied at once.
+// All as a sum; in halves, for the compiler turns a plain loop into as many steps as there are numbers.
+inline float sum(Floats x) {
+  typedef float Eight __attribute__((vector_size(32)));
+  typedef float Four __attribute__((vector_size(16)));
+  Eight low, high;
+  std::memcpy(&low, &x, sizeof low);
+  std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+  low += high;
+  Four first, second;
+  std::memcpy(&first, &low, sizeof first);
+  std::memcpy(&second, reinterpret_cast<const char*>(&low) + sizeof first, sizeof second);
+  first += second;
+  return (first[0] + first[2]) + (first[1] + first[3]);
+}
+
+// How numbers are stored; an element is what torch's tensor holds, a word what is multiplied at once. ``load_pair`` gives
+// 32 elements as numbers, in its own order: number i is the element at ``place(i)``.
 struct Float32 {
   using Element = float;
   static constexpr int kPerWord = 1;
   static float load(float element) { return element; }
+  static void load_pair(const float* elements, Floats& first, Floats& second) {
+    first = rebus::load(elements), second = rebus::load(elements + kVector);
+  }
+  static int place(int number) { return number; }
   static float store(float value) { return value; }
   static Floats multiply_add(Floats sum, Words weights, uint32_t word) {
     return sum + reinterpret_cast<Floats>(weights) * as_float(word);
@@ -63,6 +84,13 @@ struct BFloat16 {
   using Element = uint16_t;
   static constexpr int kPerWord = 2;
   static float load(uint16_t element) { return as_float(uint32_t(element) << 16); }
+  // Takes 32 elements apart as is cheapest: those at even places come first.
+  static void load_pair(const uint16_t* elements, Floats& first, Floats& second) {
+    Words words;
+    std::memcpy(&words, elements, sizeof words);
+    first = reinterpret_cast<Floats>(words << 16), second = reinterpret_cast<Floats>(words & 0xffff0000u);
+  }
+  static int place(int number) { return number < kVector ? 2 * number : 2 * (number - kVector) + 1; }
   static uint16_t store(float value) {  // rounds to nearest, ties to even
     const uint32_t word = as_word(value);
     return uint16_t((word + 0x7fff + ((word >> 16) & 1)) >> 16);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -23,13 +24,16 @@ class Sampler {
  public:
   // Returns the place of one of the logits, drawn by a number in [0, 1); -1 if they are not all numbers.
   int choose(const float* logits, int number, const LlamaSampling& sampling, float uniform) {
-    bool is_wrong = false;
-    for (int place = 0; place < number; ++place) is_wrong |= std::isnan(logits[place]) || logits[place] == INFINITY;
-    if (is_wrong) return -1;
-    const float most = *std::max_element(logits, logits + number);
+    int wrong = 0;
+    float most = -INFINITY;
+    for (int place = 0; place < number; ++place) {
+      wrong |= !(logits[place] < INFINITY);
+      most = std::max(most, logits[place]);
+    }
+    if (wrong) return -1;
     if (sampling.temperature == 0) return int(std::find(logits, logits + number, most) - logits);
     if (sampling.top_k == 0 && sampling.top_p >= 1) return draw_from_all(logits, number, most, sampling, uniform);
-    keep_likeliest(logits, number, most, sampling.top_k == 0 ? number : std::min(sampling.top_k, number));
+    keep_likeliest(logits, number, sampling.top_k == 0 ? number : std::min(sampling.top_k, number));
     for (auto& one : kept_) one.first = weight(one.first, most, sampling.temperature);
     if (sampling.top_p < 1) keep_probable(sampling.top_p);
     drop_improbable(sampling.min_p);
@@ -42,6 +46,8 @@ class Sampler {
   }
 
  private:
+  static constexpr int kGroups = 512;  // of logits, where only the largest of many are kept
+
   static float weight(float logit, float most, float temperature) { return std::exp((logit - most) / temperature); }
 
   // In the order of the ids, a vector at a time: to sort takes longer than all the rest.
@@ -65,28 +71,29 @@ class Sampler {
     return int(std::find(logits, logits + number, most) - logits);  // reached by rounding only
   }
 
-  // Keeps so many of the largest logits, in descending order. Those that cannot be among them are first set aside by
-  // counting how many logits fall into each of a number of equal steps below the largest.
-  void keep_likeliest(const float* logits, int number, float most, int wanted) {
-    constexpr int kSteps = 1024;
-    float least = most;
-    for (int place = 0; place < number; ++place)
-      if (logits[place] != -INFINITY) least = std::min(least, logits[place]);
-    const float scale = least < most ? (kSteps - 1) / (most - least) : 0;
-    const auto step = [&](float logit) { return logit == -INFINITY ? kSteps - 1 : int((most - logit) * scale); };
-    counts_.assign(kSteps, 0);
-    for (int place = 0; place < number; ++place) ++counts_[step(logits[place])];
-    int last = 0;
-    for (int above = counts_[0]; above < wanted; above += counts_[++last]) {
-    }
+  // Keeps so many of the largest logits, in descending order. No more than that many groups of logits have a maximum
+  // above that of the group in this place, so whatever is smaller than that one cannot be among them.
+  void keep_likeliest(const float* logits, int number, int wanted) {
+    const float least = wanted <= kGroups / 2 && number >= 2 * kGroups ? bound(logits, number, wanted) : -INFINITY;
     kept_.clear();
     for (int place = 0; place < number; ++place)
-      if (step(logits[place]) <= last) kept_.emplace_back(logits[place], place);
+      if (logits[place] >= least) kept_.emplace_back(logits[place], place);
     const auto larger = [](const auto& one, const auto& other) {
       return one.first > other.first || (one.first == other.first && one.second < other.second);
     };
     std::partial_sort(kept_.begin(), kept_.begin() + wanted, kept_.end(), larger);
     kept_.resize(size_t(wanted));
+  }
+
+  // Returns a number that at least so many logits reach: that many groups have one. A group is every kGroups-th logit.
+  static float bound(const float* logits, int number, int wanted) {
+    float most[kGroups];
+    std::copy(logits, logits + kGroups, most);
+    for (int first = kGroups; first < number; first += kGroups)
+      for (int group = 0; group < std::min(kGroups, number - first); ++group)
+        most[group] = std::max(most[group], logits[first + group]);
+    std::nth_element(most, most + wanted - 1, most + kGroups, std::greater<float>());
+    return most[wanted - 1];
   }
 
   // Keeps the fewest of the first that together have this probability.
@@ -105,7 +112,6 @@ class Sampler {
 
   std::vector<std::pair<float, int>> kept_;  // logits, then weights, with their places
   std::vector<float> weights_;
-  std::vector<int> counts_;
 };
 
 }  // namespace rebus
