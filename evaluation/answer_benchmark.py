@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from rebus.data.scene_questions import QUESTION_KINDS, QuestionAnswer, questions
+from rebus.data.scene_sampler import HELD_OUT_FACT
 from rebus.data.scene_text import SceneSamples
 from rebus.data.scenes import Scene, draw
 from rebus.evaluation.benchmark import Marks, Outcome, Workbench, attempted
@@ -52,21 +53,28 @@ class AnswerBenchmark:
         """Needs nothing."""
 
     def run(self, bench: Workbench) -> Outcome:
-        """Asks all questions; the score of all stands before those by kind."""
+        """Asks all questions; the score of all stands before those by kind, and by what of the scene is held out."""
         bench.say("answering")
         asked = held_out_questions(bench.samples, self.number)
         names = {f"{row}": one for row, one in enumerate(asked)}
         given, failed = attempted(
             lambda part: _answered(bench.model.answers, bench.samples, part), names, bench.batch_size
         )
-        marks = {"vqa": Marks(each={item: float(one.passed) for item, one in given.items()}, failed=failed)}
-        for kind in QUESTION_KINDS:
-            items = [item for item, (_, one) in names.items() if one.kind == kind]
-            marks[f"vqa_by_kind/{kind}"] = Marks(
-                each={item: marks["vqa"].each[item] for item in items if item in given},
-                failed={item: failed[item] for item in items if item in failed},
-            )
-        return Outcome(marks=marks)
+        whole = Marks(each={item: float(one.passed) for item, one in given.items()}, failed=failed)
+        groups: dict[str, list[str]] = {f"vqa_by_kind/{kind}": [] for kind in QUESTION_KINDS}
+        groups |= {f"vqa_by_held_out/{fact}": [] for fact in sorted({*HELD_OUT_FACT.values()})}
+        for item, (scene, one) in names.items():
+            groups[f"vqa_by_kind/{one.kind}"].append(item)
+            groups[f"vqa_by_held_out/{HELD_OUT_FACT[scene.task]}"].append(item)
+        marks = {name: _part(whole, items) for name, items in groups.items() if items}
+        return Outcome(marks={"vqa": whole, **marks})
+
+
+def _part(whole: Marks, items: Sequence[str]) -> Marks:
+    return Marks(
+        each={item: whole.each[item] for item in items if item in whole.each},
+        failed={item: whole.failed[item] for item in items if item in whole.failed},
+    )
 
 
 def held_out_questions(samples: SceneSamples, number: int) -> list[Asked]:

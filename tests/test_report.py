@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from rebus.data.emoji import EmojiPack
 from rebus.data.mini_concepts import mini_concepts
 from rebus.data.samples import Picture
 from rebus.data.scene_questions import QUESTION_KINDS
-from rebus.data.scene_sampler import SceneSampler
+from rebus.data.scene_sampler import HELD_OUT_FACT, SceneSampler
 from rebus.data.scene_text import SceneSamples
 from rebus.data.scenes import draw
 from rebus.evaluation import caption_benchmark, chosen_judges, report
@@ -143,7 +144,10 @@ def test_figures_of_a_model_that_draws_all_but_signs(bench):
     assert all(found[name]["n"] == 3 for name in DRAWING_TASKS)
     assert bench.model.batches == [[0, 1], [2]] * 6
     assert {kind: score["n"] for kind, score in found["vqa_by_kind"].items()} == dict.fromkeys(QUESTION_KINDS, 2)
-    right = [question.answer for _, question in held_out_questions(bench.samples, 14)]
+    asked = held_out_questions(bench.samples, 14)
+    right = [question.answer for _, question in asked]
+    by_fact = Counter(HELD_OUT_FACT[scene.task] for scene, _ in asked)
+    assert {fact: score["n"] for fact, score in found["vqa_by_held_out"].items()} == by_fact
     assert found["vqa"]["n"] == 14 and found["vqa"]["score"] == right.count("yes") / 14
     facts = {"score": 0.0, "low": 0.0, "high": pytest.approx(0.39, abs=0.01), "n": 6, "failed": 0}
     assert found["caption_facts"] == facts | {"interval": "wilson", "kind": "share"}
