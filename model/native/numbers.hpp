@@ -49,7 +49,7 @@ inline Floats load(const float* values) {
   return result;
 }
 
-// All as a sum; in halves, for the compiler turns a plain loop into as many steps as there are numbers.
+// The sum of all numbers, by halves.
 inline float sum(Floats x) {
   typedef float Eight __attribute__((vector_size(32)));
   typedef float Four __attribute__((vector_size(16)));

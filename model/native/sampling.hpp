@@ -71,8 +71,8 @@ class Sampler {
     return int(std::find(logits, logits + number, most) - logits);  // reached by rounding only
   }
 
-  // Keeps so many of the largest logits, in descending order. No more than that many groups of logits have a maximum
-  // above that of the group in this place, so whatever is smaller than that one cannot be among them.
+  // Keeps so many of the largest logits, in descending order. At least so many reach the bound, so whatever is smaller
+  // cannot be among them.
   void keep_likeliest(const float* logits, int number, int wanted) {
     const float least = wanted <= kGroups / 2 && number >= 2 * kGroups ? bound(logits, number, wanted) : -INFINITY;
     kept_.clear();
