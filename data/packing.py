@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,7 +23,7 @@ class PackedBatch:
     documents: Int[Tensor, "rows length"]
     """The number 0, 1, ... of the document within its row; -1 on padding."""
     positions: Int[Tensor, "rows length"]
-    """0, 1, ... from the start of each document; 0 on padding."""
+    """0, 1, ... from the start of each document; 0 on padding. Several endings of one count on from what they share."""
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """Returns the same batch on another device."""
@@ -55,13 +56,24 @@ def pack_row(stream: Iterable[Rendered], length: int, pad_id: int) -> PackedBatc
         targets += rendered.targets
         modality += rendered.modality
         documents += [number] * size
-        positions += range(size)
+        positions += _positions(rendered)
     columns = ((ids, pad_id), (targets, NOT_TRAINED), (modality, 0), (documents, -1), (positions, 0))
     return PackedBatch(*(torch.tensor([values + [fill] * (length - len(values))]) for values, fill in columns))
 
 
-def document_mask(documents: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows 1 length length"]:
-    """Returns where a query (row of the matrix) may look: at earlier positions of its document and at itself.
+def _positions(rendered: Rendered) -> list[int]:
+    size, endings = len(rendered.ids), rendered.endings
+    if not endings:
+        return list(range(size))
+    shared = endings[0]
+    ended = [range(shared, shared + stop - start) for start, stop in pairwise((*endings, size))]
+    return [*range(shared), *(position for ending in ended for position in ending)]
+
+
+def document_mask(
+    documents: Int[Tensor, "rows length"], positions: Int[Tensor, "rows length"]
+) -> Bool[Tensor, "rows 1 length length"]:
+    """Returns where a query (row of the matrix) may look: at itself and at what comes before it in its document.
 
     Padding looks at itself only, so that no query is left without a key.
     """
@@ -69,4 +81,16 @@ def document_mask(documents: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows 1
     queries, keys = documents.unsqueeze(2), documents.unsqueeze(1)
     causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=documents.device)
-    return (((queries == keys) & (queries >= 0) & causal) | itself).unsqueeze(1)
+    own = (queries == keys) & (queries >= 0) & causal
+    return ((own & leads_to(positions)) | itself).unsqueeze(1)
+
+
+def leads_to(positions: Int[Tensor, "*rows length"]) -> Bool[Tensor, "*rows length length"]:
+    """Returns whether each position (row of the matrix) goes on from an earlier one (column): not from other endings.
+
+    It does unless positions have gone back to that of the earlier one, or further, in between or just now.
+    """
+    length = positions.shape[-1]
+    later = torch.ones(length, length, dtype=torch.bool, device=positions.device).triu(1)
+    lowest_since = torch.where(later, positions.unsqueeze(-2), length).cummin(dim=-1).values
+    return (lowest_since > positions.unsqueeze(-1)).transpose(-1, -2)

@@ -2,6 +2,7 @@
 
 A document is ``bos, parts, eos``. A chat is ``bos`` and then, for each message, ``user | assistant, parts, eos``. Each
 text is encoded by itself and each picture is spliced in as ids, so that no text can spell a picture or a control token.
+What several questions share is rendered once, and each of them behind it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ class Rendered:
     """The same ids, not shifted, and -100 where the model does not learn to write them."""
     modality: list[int]
     """1 for the code of a picture, 0 for text, control and sizes."""
+    endings: tuple[int, ...] = ()
+    """Where each of several endings starts: it sees what is before the first of them, and none of the others."""
 
 
 def canonical(sample: Sample) -> Sample:
@@ -35,7 +38,8 @@ def canonical(sample: Sample) -> Sample:
     Raises:
         ValueError: if a picture has no codes.
     """
-    return Sample(tuple(replace(message, parts=joined_parts(message.parts)) for message in sample.messages))
+    messages = tuple(replace(message, parts=joined_parts(message.parts)) for message in sample.messages)
+    return replace(sample, messages=messages)
 
 
 def joined_parts(parts: Iterable[str | Picture]) -> tuple[str | Picture, ...]:
@@ -75,7 +79,22 @@ def render(sample: Sample, text_tokenizer: TextTokenizer, vocabulary: Vocabulary
         ids.append(vocabulary.eos)
         modality.append(0)
         targets += [NOT_TRAINED] * (len(ids) - start) if message.role == "user" else ids[start:]
-    return Rendered(ids, targets, modality)
+    rendered = Rendered(ids, targets, modality)
+    return _with_endings(rendered, sample, text_tokenizer, vocabulary) if sample.asked else rendered
+
+
+def _with_endings(shared: Rendered, sample: Sample, text_tokenizer: TextTokenizer, vocabulary: Vocabulary) -> Rendered:
+    """Returns what the questions share, its last message still open, and each question with its answer."""
+    ids, targets = shared.ids[:-1], shared.targets[:-1]
+    endings = []
+    for question, answer in sample.asked:
+        endings.append(len(ids))
+        asked = [*text_tokenizer.encode(question), vocabulary.eos, vocabulary.assistant]
+        answered = [*text_tokenizer.encode(answer), vocabulary.eos]
+        ids += asked + answered
+        targets += [NOT_TRAINED] * len(asked) + answered
+    modality = shared.modality + [0] * (len(ids) - len(shared.modality))
+    return Rendered(ids, targets, modality, tuple(endings))
 
 
 def _render_part(

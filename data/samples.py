@@ -41,8 +41,11 @@ class Sample:
     """A document (exactly one message of role ``document``) or a chat (messages of the other two roles)."""
 
     messages: tuple[Message, ...]
+    asked: tuple[tuple[str, str], ...] = ()
+    """Questions that end the last message, the user's, each with its answer; each as if it were the only one."""
 
     def __post_init__(self):
+        assert not self.asked or self.messages[-1].role == "user"
         roles = [message.role for message in self.messages]
         if not roles or ("document" in roles and len(roles) > 1):
             raise ValueError(f"messages must be one document or a chat of user and assistant, got roles {roles}")
@@ -72,4 +75,4 @@ def with_tokens(sample: Sample, rows: Sequence[Tokens]) -> Sample:
     for message in sample.messages:
         parts = tuple(replace(p, tokens=next(remaining)) if isinstance(p, Picture) else p for p in message.parts)
         messages.append(replace(message, parts=parts))
-    return Sample(tuple(messages))
+    return replace(sample, messages=tuple(messages))

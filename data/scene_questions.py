@@ -14,6 +14,9 @@ QUESTION_KINDS = ("object", "count", "color", "position", "presence", "style", "
 _LOOSE_GROUPS = ("smileys-emotion", "people-body", "symbols", "flags")
 """Groups in which one picture may go by the names of several concepts."""
 
+_SIDES = {"to the left of": ("on the left", "on the right"), "above": ("at the top", "at the bottom")}
+_SHOWN_RATE, _SWAPPED_RATE = 0.45, 0.4
+"""How often it is asked of a place whether what is there is there, and whether what is at the other place is."""
 _COUNT_ONE_RATE = 0.1
 """How often a scene with one object is counted: seldom, or ``one`` would be nearly always right."""
 
@@ -53,6 +56,23 @@ def questions(scene: Scene, rng: random.Random, sampler: SceneSampler) -> list[Q
     return asked
 
 
+def drill(scene: Scene, rng: random.Random, sampler: SceneSampler) -> list[QuestionAnswer]:
+    """Returns many questions of which some give away what others ask: for a sample that asks each by itself.
+
+    Besides those of ``questions`` they are what a model learns last: to find in the picture what a question names. Of
+    two things it learns to say which one is above sooner if it is also asked whether either is at the top: it can tell
+    whether a thing is there at all, and narrows that down.
+    """
+    asked = questions(scene, rng, sampler) + [_presence(scene, rng, sampler) for _ in range(2)]
+    if len(scene.items) == 2 and scene.task != "count":
+        names = [sampler.pack.concepts[item.concept_id].name for item in scene.items]
+        one, other = rng.sample(range(2), 2)
+        asked += [_what_is_there(scene, names, one, other)]
+        asked += [_where_is_it(scene, names, one, other), _where_is_it(scene, names, other, one)]
+        asked += [_is_it_there(scene, rng, sampler, one) for one in (0, 1, 0, 1)]
+    return list({one.question: one for one in asked}.values())
+
+
 def _ask(rng: random.Random, kind: str, answer: str, *wordings: str) -> QuestionAnswer:
     return QuestionAnswer(kind, rng.choice(wordings), answer)
 
@@ -62,11 +82,15 @@ def _style_word(style: str) -> str:
 
 
 def _presence(scene: Scene, rng: random.Random, sampler: SceneSampler) -> QuestionAnswer:
-    shown = [sampler.pack.concepts[item.concept_id] for item in scene.items]
+    shown = _shown(scene, sampler)
     absent = _absent_concept(shown, rng, sampler) if rng.random() < 0.5 else None
     name = (absent or rng.choice(shown)).name.singular
     question = f"Is there {name} in the picture?"
     return _ask(rng, "presence", "no" if absent else "yes", question, f"Does the picture show {name}?")
+
+
+def _shown(scene: Scene, sampler: SceneSampler) -> list[Concept]:
+    return [sampler.pack.concepts[item.concept_id] for item in scene.items]
 
 
 def _contents(scene: Scene, rng: random.Random, names: list[Name]) -> QuestionAnswer:
@@ -79,12 +103,31 @@ def _contents(scene: Scene, rng: random.Random, names: list[Name]) -> QuestionAn
 
 def _position(scene: Scene, rng: random.Random, names: list[Name]) -> QuestionAnswer:
     one, other = rng.sample(range(2), 2)
+    return (_what_is_there if rng.random() < 0.5 else _where_is_it)(scene, names, one, other)
+
+
+def _what_is_there(scene: Scene, names: list[Name], one: int, other: int) -> QuestionAnswer:
     found = relation(scene.items[one], scene.items[other])
-    if rng.random() < 0.5:
-        return QuestionAnswer("position", f"What is {found} {names[other].definite}?", names[one].singular)
+    return QuestionAnswer("position", f"What is {found} {names[other].definite}?", names[one].singular)
+
+
+def _where_is_it(scene: Scene, names: list[Name], one: int, other: int) -> QuestionAnswer:
+    found = relation(scene.items[one], scene.items[other])
     first, second = next(pair for pair in OPPOSITES.items() if found in pair)
     question = f"Is {names[one].definite} {first} or {second} {names[other].definite}?"
     return QuestionAnswer("position", question, found.removeprefix("to the ").removesuffix(" of"))
+
+
+def _is_it_there(scene: Scene, rng: random.Random, sampler: SceneSampler, place: int) -> QuestionAnswer:
+    """Asks of the place of one of two items whether it is there, or the other one, or what is not shown at all."""
+    found = relation(scene.items[place], scene.items[1 - place])
+    sides = next(sides for first, sides in _SIDES.items() if found in (first, OPPOSITES[first]))
+    side = sides[found not in _SIDES]
+    shown, drawn = _shown(scene, sampler), rng.random()
+    absent = _absent_concept(shown, rng, sampler) if drawn > _SHOWN_RATE + _SWAPPED_RATE else None
+    asked = absent or (shown[place] if drawn < _SHOWN_RATE else shown[1 - place])
+    answer = "yes" if asked is shown[place] else "no"
+    return QuestionAnswer("position", f"Is there {asked.name.singular} {side}?", answer)
 
 
 def _absent_concept(shown: list[Concept], rng: random.Random, sampler: SceneSampler) -> Concept | None:

@@ -1,8 +1,9 @@
 """Samples about composed scenes: captions, questions, edits and stories, as documents and as chats."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from rebus.data.captions import (
     BACKGROUND_RATE,
@@ -14,14 +15,20 @@ from rebus.data.captions import (
 )
 from rebus.data.samples import Message, Picture, Sample
 from rebus.data.scene_edits import EDIT_TASKS, Edit, edit, story
-from rebus.data.scene_questions import QuestionAnswer, questions
+from rebus.data.scene_questions import QuestionAnswer, drill, questions
 from rebus.data.scene_sampler import SceneSampler
 from rebus.data.scenes import Scene, draw
 
 DOCUMENT_WEIGHTS = {"caption": 0.6, "questions": 0.25, "edit": 0.1, "story": 0.05}
 CHAT_WEIGHTS = {"draw": 0.36, "questions": 0.48, "describe": 0.07, "edit": 0.05, "story": 0.04}
+CHAT_KINDS = (*CHAT_WEIGHTS, "drill")
+"""Kinds of chats: those above, and many questions about one picture, each by itself."""
 TASK_WEIGHTS = {"one": 0.1, "background": 0.06, "two": 0.14, "position": 0.18, "count": 0.2, "sign": 0.32}
 """How often scenes of each task are drawn, described and asked about: what is learned soonest, least often."""
+DRILL_TASK_WEIGHTS = {"one": 0.1, "background": 0.04, "two": 0.25, "position": 0.25, "count": 0.22, "sign": 0.14}
+"""The same for pictures about which many questions are asked: two things above all."""
+DRILL_OTHERS_RATE, DRILL_DESCRIBE_RATE = 0.15, 0.25
+"""How often such questions are about other things, and how often a description is among them."""
 SHUFFLED_SIGN_RATE = 0.5
 """How often the letters of a sign are shuffled, so that signs are spelled out rather than known by heart."""
 OTHERS_RATE = 0.5
@@ -41,12 +48,18 @@ class SceneSamples:
 
     Args:
         sampler: scenes to draw, describe and ask about.
+        chats: how often each of ``CHAT_KINDS`` is made.
         others: scenes of other things, for questions of ``OTHERS_KINDS`` alone: what a style is and how things are
             counted is learned from many things, for things that were never seen in that style or number.
     """
 
-    def __init__(self, sampler: SceneSampler, others: SceneSampler | None = None):
-        self.sampler, self.others = sampler, others
+    def __init__(
+        self,
+        sampler: SceneSampler,
+        others: SceneSampler | None = None,
+        chats: Mapping[str, float] = MappingProxyType(CHAT_WEIGHTS),
+    ):
+        self.sampler, self.others, self.chats = sampler, others, chats
         self.pack = sampler.pack
 
     def document(self, rng: random.Random) -> Sample:
@@ -66,11 +79,13 @@ class SceneSamples:
 
     def chat(self, rng: random.Random) -> Sample:
         """Returns a chat for supervised finetuning; what the assistant says or draws follows from what it was told."""
-        kind = _draw_kind(rng, CHAT_WEIGHTS)
+        kind = _draw_kind(rng, self.chats)
         if kind == "draw":
             scene = self._scene(rng, self.sampler)
             request = () if rng.random() < TEXT_DROP_RATE else (self._draw_request(scene, rng),)
             return _chat(request, (self._picture(scene),))
+        if kind == "drill":
+            return self._drill(rng)
         if kind == "questions":
             scene, asked = self._questions_of_chat(rng)
             turns = [part for one in asked for part in ((one.question,), (one.answer,))]
@@ -97,11 +112,25 @@ class SceneSamples:
         scene = self._scene(rng, self.sampler)
         return scene, questions(scene, rng, self.sampler)
 
+    def _drill(self, rng: random.Random) -> Sample:
+        if self.others is not None and rng.random() < DRILL_OTHERS_RATE:
+            scene, asked = self._questions_about_others(rng, self.others)
+        else:
+            scene = self._scene(rng, self.sampler, DRILL_TASK_WEIGHTS)
+            asked = drill(scene, rng, self.sampler)
+            if rng.random() < DRILL_DESCRIBE_RATE:
+                asked.append(QuestionAnswer("describe", DESCRIBE_REQUEST, description(scene, self.pack)))
+        told = tuple((one.question, one.answer) for one in asked)
+        return Sample((Message("user", (self._picture(scene),)),), told)
+
     def _questions_of_chat(self, rng: random.Random) -> tuple[Scene, list[QuestionAnswer]]:
         if self.others is not None and rng.random() < OTHERS_RATE:
-            scene = self._scene(rng, self.others)
-            return scene, [one for one in questions(scene, rng, self.others) if one.kind in OTHERS_KINDS]
+            return self._questions_about_others(rng, self.others)
         return self.questions(rng)
+
+    def _questions_about_others(self, rng: random.Random, others: SceneSampler) -> tuple[Scene, list[QuestionAnswer]]:
+        scene = self._scene(rng, others)
+        return scene, [one for one in questions(scene, rng, others) if one.kind in OTHERS_KINDS]
 
     def edit(self, rng: random.Random, kind: str | None = None) -> tuple[Scene, Edit]:
         """Returns a scene and a change to it, each kind as often as the others."""
@@ -112,8 +141,10 @@ class SceneSamples:
             if change is not None:
                 return scene, change
 
-    def _scene(self, rng: random.Random, sampler: SceneSampler) -> Scene:
-        scene = sampler.scene(rng, _draw_kind(rng, TASK_WEIGHTS))
+    def _scene(
+        self, rng: random.Random, sampler: SceneSampler, weights: Mapping[str, float] = MappingProxyType(TASK_WEIGHTS)
+    ) -> Scene:
+        scene = sampler.scene(rng, _draw_kind(rng, weights))
         if scene.sign is None or rng.random() >= SHUFFLED_SIGN_RATE:
             return scene
         shuffled = replace(scene, sign="".join(rng.sample(scene.sign, len(scene.sign))))
@@ -141,7 +172,7 @@ class SceneSamples:
         return Picture(pixels=draw(scene, self.pack))
 
 
-def _draw_kind(rng: random.Random, weights: dict[str, float]) -> str:
+def _draw_kind(rng: random.Random, weights: Mapping[str, float]) -> str:
     return rng.choices(tuple(weights), tuple(weights.values()))[0]
 
 

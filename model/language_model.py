@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from rebus.data.packing import PackedBatch, document_mask
+from rebus.data.packing import PackedBatch, document_mask, leads_to
 from rebus.data.rendering import NOT_TRAINED
 from rebus.model.cross_entropy import linear_cross_entropy
 from rebus.tokenizers.uncompiled import uncompiled
@@ -150,7 +150,7 @@ def document_lengths(documents: Int[Tensor, "rows length"]) -> tuple[int, ...]:
 
 def loss(model: PreTrainedModel, batch: LanguageBatch) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """Returns the mean negative log-likelihood of all targets in nats, and that of text and codes by themselves."""
-    hidden = _body(model, batch)
+    hidden = final_states(model, batch)
     weight = model.lm_head.weight
     sums, accuracy = [], hidden.new_zeros(())
     for head in batch.heads:
@@ -169,11 +169,11 @@ def loss(model: PreTrainedModel, batch: LanguageBatch) -> tuple[Float[Tensor, ""
     return likelihoods.sum() / counts.sum().clamp_min(1), metrics
 
 
-def _body(model: PreTrainedModel, batch: LanguageBatch) -> Float[Tensor, "positions dim"]:
+def final_states(model: PreTrainedModel, batch: LanguageBatch) -> Float[Tensor, "positions dim"]:
     """Returns what the stock body makes of all rows, laid end to end."""
     packed = batch.packed
     if batch.mask is None:
-        attention = attention_options(model, packed.documents, batch.document_lengths)
+        attention = attention_options(model, packed.documents, packed.positions, batch.document_lengths)
     else:
         assert model.config._attn_implementation != DOCUMENT_ATTENTION
         attention = {"attention_mask": batch.mask}
@@ -182,19 +182,27 @@ def _body(model: PreTrainedModel, batch: LanguageBatch) -> Float[Tensor, "positi
 
 
 def attention_options(
-    model: PreTrainedModel, documents: Int[Tensor, "rows length"], lengths: tuple[int, ...]
+    model: PreTrainedModel,
+    documents: Int[Tensor, "rows length"],
+    positions: Int[Tensor, "rows length"],
+    lengths: tuple[int, ...],
 ) -> dict[str, Any]:
     """Returns what tells the blocks of a model which documents there are, as its attention wants it."""
     if model.config._attn_implementation == DOCUMENT_ATTENTION:
-        return {"attention_mask": None, "documents": Documents(lengths)}
-    return {"attention_mask": document_mask(documents)}
+        return {"attention_mask": None, "documents": Documents(lengths, positions)}
+    return {"attention_mask": document_mask(documents, positions)}
 
 
 class Documents:
-    """The lengths of the documents of a batch, where torch.compile does not see them: it compiles for each number."""
+    """The documents of a batch, where torch.compile does not see their lengths: it compiles for each number."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], positions: Int[Tensor, "rows length"]) -> None:
         self.lengths = list(lengths)
+        ends = torch.tensor(self.lengths, device=positions.device).cumsum(0) - 1
+        last = positions.flatten()[ends].tolist()
+        split = zip(positions.flatten().split(self.lengths), last, strict=True)
+        self.hidden = [None if end in (0, len(own) - 1) else ~leads_to(own) for own, end in split]
+        """Of each document in which a position goes back, what each position must not see of what is before it."""
 
 
 @uncompiled  # a loop over documents, which differ from batch to batch
@@ -225,8 +233,10 @@ def document_attention(
     longest = max(lengths)
     causal = torch.full((longest, longest), float("-inf"), dtype=value.dtype, device=value.device).triu(1)
     attended = []
-    for one_query, one_key, one_value in zip(queries, keys, values, strict=True):
+    for one_query, one_key, one_value, hidden in zip(queries, keys, values, documents.hidden, strict=True):
         mask = causal[: len(one_query), : len(one_query)]
+        if hidden is not None:
+            mask = mask.masked_fill(hidden, float("-inf"))
         transposed = rearrange(one_key, "length heads dim -> heads dim length")
         scores = torch.baddbmm(mask, one_query.transpose(0, 1), transposed)
         attended.append((scores.softmax(dim=-1) @ one_value.transpose(0, 1)).transpose(0, 1))

@@ -47,7 +47,7 @@ def level_batch(packed: PackedBatch, vocabulary: Vocabulary) -> LanguageBatch:
     asked = F.pad(is_query, (packed.ids.shape[1], 0)).flatten().nonzero().squeeze(1)
     heads = (*batch.heads, *_query_heads(asked, packed.ids.gather(1, index)[is_query], vocabulary))
     num_targets = torch.tensor([len(head.places) for head in heads], dtype=torch.float32)
-    mask = _mask(packed.documents, places, reach)
+    mask = _mask(packed.documents, packed.positions, places, reach)
     return replace(batch, heads=heads, num_targets=num_targets, mask=mask)
 
 
@@ -79,7 +79,10 @@ def _query_heads(
 
 
 def _mask(
-    documents: Int[Tensor, "rows length"], places: Int[Tensor, "rows queries"], reach: Int[Tensor, "rows queries"]
+    documents: Int[Tensor, "rows length"],
+    positions: Int[Tensor, "rows length"],
+    places: Int[Tensor, "rows queries"],
+    reach: Int[Tensor, "rows queries"],
 ) -> Bool[Tensor, "rows 1 length_and_queries length_and_queries"]:
     """Returns where a position may look. Queries of one level are those with the same reach."""
     length, number = documents.shape[1], places.shape[1]
@@ -88,5 +91,5 @@ def _mask(
     to_ids = (documents.unsqueeze(1) == own) & before
     earlier = torch.ones(number, number, dtype=torch.bool, device=places.device).tril()
     to_queries = (reach.unsqueeze(2) == reach.unsqueeze(1)) & earlier
-    plain = F.pad(document_mask(documents), (0, number))
+    plain = F.pad(document_mask(documents, positions), (0, number))
     return torch.cat([plain, torch.cat([to_ids, to_queries], dim=2).unsqueeze(1)], dim=2)

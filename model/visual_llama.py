@@ -138,7 +138,7 @@ class VisualLlama(nn.Module):
         body = self.llama.model
         flat = rearrange(batch.ids, "rows length streams -> (rows length) streams")
         hidden = rearrange(self.embed(flat, batch.given), "(rows length) dim -> rows length dim", rows=len(batch.ids))
-        attention = attention_options(self.llama, batch.documents, document_lengths(batch.documents))
+        attention = attention_options(self.llama, batch.documents, batch.positions, document_lengths(batch.documents))
         turns = body.rotary_emb(hidden, position_ids=batch.positions)
         is_vision = self.is_vision(batch.ids).unsqueeze(-1)
         for index, block in enumerate(body.layers):

@@ -1,4 +1,5 @@
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -30,15 +31,21 @@ def model(vocabulary):
 
 
 @pytest.fixture
-def documents(text_tokenizer, vocabulary) -> list[Rendered]:
-    """Documents and chats of unequal length."""
+def picture(vocabulary) -> Callable[[], Picture]:
+    """Makes another picture each time."""
     rng = random.Random(0)
     sizes = [stream.size for stream in vocabulary.layout.streams]
 
-    def picture() -> Picture:
+    def make() -> Picture:
         codes = [[[rng.randrange(size) for size in sizes] for _ in range(vocabulary.layout.num_positions)]]
         return Picture(tokens=Tokens(torch.tensor(codes), torch.tensor([len(codes[0])]), vocabulary.layout))
 
+    return make
+
+
+@pytest.fixture
+def documents(picture, text_tokenizer, vocabulary) -> list[Rendered]:
+    """Documents and chats of unequal length."""
     samples = [
         Sample((Message("document", ("a cat on the left", picture())),)),
         Sample((Message("document", (picture(),)),)),
@@ -83,6 +90,23 @@ def test_packed_loss_is_that_of_the_documents_one_by_one(model, documents, vocab
     assert metrics["text_loss"].item() == pytest.approx(sum(text).item() / len(text), abs=1e-5)
     assert metrics["code_loss"].item() == pytest.approx(sum(codes).item() / len(codes), abs=1e-5)
     assert 0 < metrics["code_accuracy"] < 1
+
+
+@pytest.mark.parametrize("attention", ["sdpa", DOCUMENT_ATTENTION])
+def test_questions_behind_one_picture_have_the_losses_of_a_chat_each(
+    model, documents, picture, text_tokenizer, vocabulary, attention
+):
+    asked = (("what is there", "a cat"), ("how many", "two"), ("red", "three banana"))
+    shared = picture()
+    chats = [Sample((Message("user", (shared, one)), Message("assistant", (other,)))) for one, other in asked]
+    apart = [render(chat, text_tokenizer, vocabulary) for chat in chats]
+    together = render(Sample((Message("user", (shared,)),), asked), text_tokenizer, vocabulary)
+    before = documents[2]
+    text, _ = expected_losses(model, [before, *apart, before], vocabulary)
+    model.set_attn_implementation(attention)
+    batch = language_batch(pack_row(iter([before, together, before]), 120, vocabulary.pad), vocabulary)
+    assert batch.packed.documents.max() == 2
+    assert loss(model, batch)[1]["text_loss"].item() == pytest.approx(sum(text).item() / len(text), abs=1e-5)
 
 
 def test_codes_start_as_alike_as_their_features(vocabulary):

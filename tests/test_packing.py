@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ def test_a_row_holds_the_first_documents_that_fit_once_and_in_order(sizes):
 @given(st.lists(SIZES, min_size=1, max_size=3))
 def test_the_mask_never_crosses_documents_and_never_looks_ahead(rows):
     batch = PackedBatch.cat([pack_row(documents(sizes), LENGTH, PAD) for sizes in rows])
-    mask = document_mask(batch.documents)
+    mask = document_mask(batch.documents, batch.positions)
     assert mask.shape == (len(rows), 1, LENGTH, LENGTH)
     for row, numbers in enumerate(batch.documents.tolist()):
         expected = [
@@ -44,6 +46,24 @@ def test_the_mask_never_crosses_documents_and_never_looks_ahead(rows):
             for query in range(LENGTH)
         ]
         assert mask[row, 0].tolist() == expected
+
+
+@given(before=st.integers(0, 5), shared=st.integers(1, 6), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+def test_endings_see_what_they_share_and_not_each_other(before, shared, sizes):
+    size = shared + sum(sizes)
+    starts = tuple(shared + sum(sizes[:number]) for number in range(len(sizes)))
+    whole = replace(next(documents([size])), endings=starts)
+    row = pack_row(iter([*documents([before] if before else []), whole]), LENGTH + 1, PAD)
+    ending = [0] * shared + [number for number, one in enumerate(sizes, 1) for _ in range(one)]
+    own = slice(before, before + size)
+    assert row.positions[0, own].tolist() == [
+        *range(shared),
+        *(shared + place for one in sizes for place in range(one)),
+    ]
+    expected = [[key <= query and ending[key] in (0, ending[query]) for key in range(size)] for query in range(size)]
+    mask = document_mask(row.documents, row.positions)[0, 0]
+    assert mask[own, own].tolist() == expected
+    assert not mask[own, :before].any() and not mask[own, before + size :].any() and not mask[:before, own].any()
 
 
 def test_refuses_a_document_longer_than_a_row():

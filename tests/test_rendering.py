@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,20 @@ def test_targets_of_a_chat_are_what_the_assistant_says(text_tokenizer, vocabular
     again = [ids.user, ids.eos, ids.assistant]
     assert rendered.ids == [*unseen, *answer, ids.eos, *again, *one, ids.eos]
     assert spelled(rendered) == [None] * len(unseen) + [*answer, ids.eos] + [None] * 3 + [*one, ids.eos]
+
+
+def test_questions_asked_by_themselves_are_each_a_chat(text_tokenizer, vocabulary):
+    asked = (("what is there", "a cat"), ("how many", "two"), ("red", ""))
+    shared = build(vocabulary, [("user", ["a dog", 1])])
+    rendered = render(replace(shared, asked=asked), text_tokenizer, vocabulary)
+    stops = (*rendered.endings[1:], len(rendered.ids))
+    for (question, answer), start, stop in zip(asked, rendered.endings, stops, strict=True):
+        chat = render(
+            build(vocabulary, [("user", ["a dog", 1, question]), ("assistant", [answer])]), text_tokenizer, vocabulary
+        )
+        for name in ("ids", "targets", "modality"):
+            marks = getattr(rendered, name)
+            assert marks[: rendered.endings[0]] + marks[start:stop] == getattr(chat, name)
 
 
 def test_prompt_is_the_chat_up_to_the_answer(text_tokenizer, vocabulary):

@@ -13,12 +13,12 @@ from rebus.data import contact_sheet
 from rebus.data.captions import canonical_caption, caption, description, plain_caption, relation
 from rebus.data.emoji import EmojiPack
 from rebus.data.english import NUMBER_WORDS
-from rebus.data.mini_concepts import mini_concepts
+from rebus.data.mini_concepts import mini_concepts, other_concepts
 from rebus.data.samples import Picture
 from rebus.data.scene_edits import EDIT_TASKS, edit, story
-from rebus.data.scene_questions import QUESTION_KINDS, questions
+from rebus.data.scene_questions import QUESTION_KINDS, drill, questions
 from rebus.data.scene_sampler import SceneSampler
-from rebus.data.scene_text import TASK_WEIGHTS, SceneSamples
+from rebus.data.scene_text import DESCRIBE_REQUEST, TASK_WEIGHTS, SceneSamples
 from rebus.data.scenes import BACKGROUNDS, TASKS, Item, Scene, draw
 from rebus.data.splits import held_out_pair, held_out_word
 
@@ -26,6 +26,14 @@ PACK = EmojiPack.open()
 SAMPLER = SceneSampler(PACK, mini_concepts(PACK), "train")
 SAMPLES = SceneSamples(SAMPLER)
 SEEDS = st.integers(0, 10**6)
+
+
+SIDES = {
+    "left": lambda item: item.x,
+    "right": lambda item: -item.x,
+    "top": lambda item: item.y,
+    "bottom": lambda item: -item.y,
+}
 
 
 def item(label, x=0, y=0, size=64):
@@ -94,11 +102,11 @@ def test_captions_vary_and_can_be_made_to_mention_style_and_background():
         assert "style" not in bare and "background" not in bare
 
 
-@given(seed=SEEDS, task=st.sampled_from(TASKS))
+@given(seed=SEEDS, task=st.sampled_from(TASKS), ask=st.sampled_from((questions, drill)))
 @settings(max_examples=100, deadline=None)
-def test_answers_are_what_the_scene_shows(seed, task):
+def test_answers_are_what_the_scene_shows(seed, task, ask):
     scene = SAMPLER.scene(random.Random(seed), task)
-    for one in questions(scene, random.Random(seed), SAMPLER):
+    for one in ask(scene, random.Random(seed), SAMPLER):
         shown = names(scene)
         if one.kind == "color":
             assert one.answer == scene.background
@@ -114,6 +122,9 @@ def test_answers_are_what_the_scene_shows(seed, task):
             assert one.answer == scene.sign
         elif scene.sign is not None:
             assert one.answer == ("top" if scene.sign_on_top else "bottom")
+        elif found := re.fullmatch("Is there (.*) (?:at the|on the) (.*)[?]", one.question):
+            shown_there = shown[min((0, 1), key=lambda index: SIDES[found[2]](scene.items[index]))]
+            assert one.answer == ("yes" if found[1] == shown_there.singular else "no")
         elif one.question.startswith("What is "):
             answered = next(i for i, name in enumerate(shown) if name.singular == one.answer)
             expected = relation(scene.items[answered], scene.items[1 - answered])
@@ -140,6 +151,39 @@ def test_no_question_is_asked_twice_or_gives_another_ones_answer_away(seed, task
     kinds = [one.kind for one in asked]
     assert 3 <= len(asked) == len(set(kinds)) <= 6
     assert sum(kind in ("presence", "object", "position") for kind in kinds) == (2 if task == "sign" else 1)
+
+
+def test_a_drill_asks_where_two_things_are_in_all_ways():
+    scene = Scene((item("cat"), item("dog", 64)), "flat", "red", None, "two")
+    drills = [drill(scene, random.Random(seed), SAMPLER) for seed in range(200)]
+    asked = Counter((one.question, one.answer) for found in drills for one in found if one.kind == "position")
+    named = Counter(
+        answer for (question, answer), number in asked.items() for _ in range(number) if "Is there" in question
+    )
+    assert 0.35 < named["yes"] / named.total() < 0.55
+    expected = {
+        ("What is to the left of the dog?", "a cat"),
+        ("Is the cat to the left of or to the right of the dog?", "left"),
+        ("Is the dog to the left of or to the right of the cat?", "right"),
+        ("Is there a cat on the left?", "yes"),
+        ("Is there a cat on the right?", "no"),
+    }
+    assert expected <= set(asked)
+    assert all(len({one.question for one in found}) == len(found) > 6 for found in drills)
+
+
+def test_a_chat_that_drills_asks_all_by_itself_and_tells_no_name_of_other_things():
+    others = SceneSampler(PACK, other_concepts(PACK), "train")
+    samples, rng = SceneSamples(SAMPLER, others, {"drill": 1.0}), random.Random(0)
+    chats = [samples.chat(rng) for _ in range(100)]
+    assert all(isinstance(part, Picture) for chat in chats for message in chat.messages for part in message.parts)
+    assert all(chat.asked for chat in chats)
+    told = [answer for chat in chats for question, answer in chat.asked if question == DESCRIBE_REQUEST]
+    assert 10 < len(told) < 40
+    unnamed = [
+        chat for chat in chats if not any("there a" in question or "show a" in question for question, _ in chat.asked)
+    ]
+    assert 5 < len(unnamed) < 30
 
 
 def test_half_of_the_signs_are_shuffled_and_none_shows_a_held_out_word():

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,6 +195,32 @@ def test_a_model_of_another_vocabulary_is_refused(pack, image_tokenizer, pretrai
         sft.sft_stage(config, pack)
     with pytest.raises(ValueError, match="pretrained must be an exported language model"):
         sft.sft_stage(replace(config, pretrained=tmp_path / "none"), pack)
+
+
+def test_finetuning_drills_questions_and_keeps_how_a_teacher_draws(pack, image_tokenizer, pretrained, tmp_path):
+    config = replace(
+        sft.tiny(),
+        run=replace(sft.tiny().run, output=tmp_path, log_every=1),
+        chats={"drill": 0.7, "draw": 0.3},
+        pretrained=pretrained / "export",
+        teacher=pretrained / "export",
+        image_tokenizer=image_tokenizer,
+    )
+    assert train(sft.sft_stage(config, pack), config.run, config.optim, config)
+    text, distances = losses(tmp_path, "text_loss"), losses(tmp_path, "code_distance")
+    assert sum(text[-3:]) < 0.97 * sum(text[:3])
+    assert distances[0] == pytest.approx(0, abs=1e-5) and max(distances) > 0
+
+
+def test_chats_and_a_teacher_that_do_not_fit_are_refused(pack, image_tokenizer, pretrained, tmp_path):
+    for chats in ({"sing": 1.0}, {"draw": 0.0}, {"draw": -1.0, "drill": 2.0}):
+        with pytest.raises(ValueError, match="chats must weigh some of draw, questions, describe, edit, story, drill"):
+            replace(sft.tiny(), chats=chats)
+    config = replace(sft.tiny(), pretrained=pretrained / "export", image_tokenizer=image_tokenizer)
+    with pytest.raises(ValueError, match="teacher must be an exported language model"):
+        sft.sft_stage(replace(config, teacher=tmp_path), pack)
+    with pytest.raises(ValueError, match="teacher must have the text tokenizer of the model that learns"):
+        sft.sft_stage(replace(config, teacher=Path("assets/mini")), pack)
 
 
 @pytest.mark.slow

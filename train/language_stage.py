@@ -10,7 +10,7 @@ from typing import Any
 
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rebus.data.emoji import EmojiPack
@@ -21,12 +21,13 @@ from rebus.data.prefetch import Prefetched
 from rebus.data.rendering import render_prompt
 from rebus.data.samples import Message, Sample
 from rebus.data.scene_sampler import SceneSampler
-from rebus.data.scene_text import SceneSamples
+from rebus.data.scene_text import CHAT_WEIGHTS, SceneSamples
 from rebus.data.scenes import SCENE_SIZE_PX, TASKS
 from rebus.data.shard_loading import ShardLoader
 from rebus.data.shards import Shards
 from rebus.model.continuation import Decoding, Request
 from rebus.model.engine import Engine
+from rebus.model.kept_drawing import keeping_loss
 from rebus.model.language_model import DOCUMENT_ATTENTION, LanguageBatch, language_batch, loss
 from rebus.model.levels import level_batch
 from rebus.model.trained_weights import ALL_WEIGHTS, TrainingChoice
@@ -35,6 +36,7 @@ from rebus.tokenizers.text_tokenizer import SentencePieceTokenizer, TextTokenize
 from rebus.tokenizers.tokens import Tokens
 from rebus.tokenizers.vocabulary import Vocabulary
 from rebus.train.config import RunConfig
+from rebus.train.named_state import frozen_hash
 
 NUM_VALIDATION_BATCHES = 4
 MAX_VALIDATION_ROWS = 16
@@ -53,10 +55,13 @@ def chat_prompts(held_out: SceneSamples, text_tokenizer: TextTokenizer, vocabula
     return [render_prompt(request, text_tokenizer, vocabulary) for request in requests]
 
 
-def scene_samples(pack: EmojiPack) -> tuple[SceneSamples, SceneSamples]:
-    """Returns the samples of training and those of held-out scenes."""
+def scene_samples(
+    pack: EmojiPack, chats: Mapping[str, float] = MappingProxyType(CHAT_WEIGHTS)
+) -> tuple[SceneSamples, SceneSamples]:
+    """Returns the samples of training, with chats of these kinds, and those of held-out scenes."""
     concepts = mini_concepts(pack)
-    train = SceneSamples(SceneSampler(pack, concepts, "train"), SceneSampler(pack, other_concepts(pack), "train"))
+    others = SceneSampler(pack, other_concepts(pack), "train")
+    train = SceneSamples(SceneSampler(pack, concepts, "train"), others, chats)
     return train, SceneSamples(SceneSampler(pack, concepts, "held_out"))
 
 
@@ -96,6 +101,7 @@ class LanguageStage:
         shards: Mapping[str, float] = MappingProxyType({}),
         held_out_shards: Path | None = None,
         training: TrainingChoice = ALL_WEIGHTS,
+        teacher: PreTrainedModel | None = None,
     ) -> None:
         """Takes a model and what feeds it.
 
@@ -111,6 +117,7 @@ class LanguageStage:
             shards: folders of shards to train on instead of the first samples, and how often each is drawn from.
             held_out_shards: folder of shards to validate on instead of the held-out samples.
             training: what of the model trains.
+            teacher: a model of the same vocabulary whose way to draw is learned in place of the pictures.
 
         Raises:
             ValueError: if the model has another vocabulary than the tokenizers, or looks back less far than a row is
@@ -134,9 +141,16 @@ class LanguageStage:
             raise ValueError(f"row_length must be at most {window}, as far as the model looks back, got {row_length}")
         self.model, self.by_level = model, by_level
         self.trained = training.prepare(model, self.vocabulary, run.seed)
-        self.model.set_attn_implementation("sdpa" if by_level else DOCUMENT_ATTENTION)
+        attention = "sdpa" if by_level else DOCUMENT_ATTENTION
+        self.model.set_attn_implementation(attention)
         self.text_tokenizer, self.image_tokenizer, self.prompts = text_tokenizer, image_tokenizer, prompts
         self.parts = {"image_tokenizer": image_tokenizer.hash, "text_tokenizer": text_tokenizer.hash}
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.eval().requires_grad_(False).set_attn_implementation(attention)
+            frozen = frozen_hash(teacher)
+            assert frozen is not None  # nothing of it trains
+            self.parts["teacher"] = frozen
         validation_rows = min(run.batch_size, MAX_VALIDATION_ROWS)
         self.train_loader, held_out_samples = (
             PackedLoader(
@@ -188,6 +202,9 @@ class LanguageStage:
 
     def loss(self, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean loss of all targets, and that of text and codes by themselves."""
+        if self.teacher is not None and self.model.training:
+            nn.Module.to(self.teacher, self.model.device)
+            return keeping_loss(self.model, self.teacher, batch)
         return loss(self.model, batch)
 
     def validate(self) -> dict[str, float]:

@@ -8,6 +8,9 @@ python -m rebus.train.sft --preset mini --pretrained assets/mini --image_tokeniz
     --shards '{"shards/mine": 1}' --run.steps 500 --run.output runs/mine
 
 With ``--mixed '{"shards/mine": 0.3}'`` instead, 3 of 10 samples are yours and the others are chats about scenes.
+
+To teach a model one thing more and keep how it draws, hold it to itself: ``--teacher assets/mini``. So the preset
+``mini_drill`` asks a chat model a dozen questions about each picture, each by itself.
 """
 
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from rebus.data.emoji import EmojiPack
 from rebus.data.mixed_samples import MixedSamples
 from rebus.data.samples import Sample
+from rebus.data.scene_text import CHAT_KINDS, CHAT_WEIGHTS
 from rebus.data.shards import Shards
 from rebus.model.trained_weights import ALL_WEIGHTS, TrainingChoice
 from rebus.tokenizers.image_tokenizer import ImageTokenizer
@@ -52,6 +56,11 @@ class SftConfig:
     """What of the model trains."""
     row_length: int = 512
     """Ids of a row."""
+    chats: dict[str, float] = field(default_factory=lambda: dict(CHAT_WEIGHTS))
+    """How often chats about scenes are of each kind: draw, questions, describe, edit, story and drill, which is many
+    questions about one picture, each asked by itself."""
+    teacher: Path | None = None
+    """Exported language model whose way to draw is kept: what it would draw is learned in place of the pictures."""
     by_level: bool = False
     """Whether the model learns to draw a level of codes at once, too, where the image tokenizer has levels."""
     shards: dict[str, float] = field(default_factory=dict)
@@ -62,6 +71,8 @@ class SftConfig:
     """Folder of shards to validate on instead of held-out scenes."""
 
     def __post_init__(self) -> None:
+        if not (set(self.chats) <= set(CHAT_KINDS) and any(self.chats.values()) and min(self.chats.values()) >= 0):
+            raise ValueError(f"chats must weigh some of {', '.join(CHAT_KINDS)}, got {self.chats}")
         if self.mixed and self.shards:
             raise ValueError(f"mixed must be none where shards take the place of scenes, got {self.mixed}")
 
@@ -73,7 +84,7 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         ValueError: if the folder holds no language model, or one of another vocabulary.
     """
     _check_pretrained(config)
-    samples, held_out = scene_samples(pack)
+    samples, held_out = scene_samples(pack, config.chats)
     image_tokenizer = ImageTokenizer.load(config.image_tokenizer)
     dtype = loaded_dtype(config.run, launched_processes())
     if config.base is not None:
@@ -81,8 +92,7 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         model, text_tokenizer = load_base(config.base, image_tokenizer, generator, dtype)
     else:
         text_tokenizer = TextTokenizer.load(config.pretrained)
-        options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.pretrained, **options)
+        model = _load(config.pretrained, dtype)
     vocabulary = text_tokenizer.vocabulary(image_tokenizer.layout)
     return LanguageStage(
         config.run,
@@ -96,7 +106,20 @@ def sft_stage(config: SftConfig, pack: EmojiPack) -> LanguageStage:
         shards=config.shards,
         held_out_shards=config.held_out_shards,
         training=config.training,
+        teacher=None if config.teacher is None else _load_teacher(config.teacher, text_tokenizer, dtype),
     )
+
+
+def _load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def _load_teacher(folder: Path, text_tokenizer: TextTokenizer, dtype: torch.dtype) -> PreTrainedModel:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"teacher must be an exported language model, got {folder}")
+    if TextTokenizer.load(folder).hash != text_tokenizer.hash:
+        raise ValueError(f"teacher must have the text tokenizer of the model that learns, got another one in {folder}")
+    return _load(folder, dtype)
 
 
 def empty_model(config: SftConfig) -> PreTrainedModel:
@@ -148,6 +171,19 @@ def mini() -> SftConfig:
     )
 
 
+def mini_drill() -> SftConfig:
+    """From a chat model that draws well: it learns to find what a question names, and goes on drawing as it did."""
+    return SftConfig(
+        run=RunConfig(output=Path("runs/drill"), steps=2000, batch_size=4, save_every=100, validate_every=2000),
+        optim=OptimConfig(lr=1e-3, warmup_steps=30, cooldown_fraction=0.5, weight_decay=0.05, beta2=0.98),
+        pretrained=Path("assets/mini"),
+        image_tokenizer=Path("assets/mini/image_tokenizer"),
+        chats={"drill": 0.59, "draw": 0.3, "questions": 0.04, "edit": 0.04, "story": 0.03},
+        teacher=Path("assets/mini"),
+        row_length=1024,
+    )
+
+
 def tiny() -> SftConfig:
     """A training of seconds, for tests."""
     return SftConfig(
@@ -158,7 +194,7 @@ def tiny() -> SftConfig:
     )
 
 
-PRESETS = {"mini": mini, "tiny": tiny}
+PRESETS = {"mini": mini, "mini_drill": mini_drill, "tiny": tiny}
 
 
 def main(argv: list[str] | None = None) -> None:
