@@ -130,7 +130,7 @@ def test_every_family_attends_within_documents(family):
     apart = [model.model(part).last_hidden_state[0] for part in ids.split(lengths, dim=1)]
     model.set_attn_implementation(DOCUMENT_ATTENTION)
     positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
-    options = {"attention_mask": None, "documents": Documents(lengths), "use_cache": False}
+    options = {"attention_mask": None, "documents": Documents(lengths, positions), "use_cache": False}
     together = model.model(ids, position_ids=positions, **options).last_hidden_state[0]
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
 

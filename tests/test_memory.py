@@ -118,7 +118,8 @@ def kept_bytes(model: LlamaForCausalLM, rounded: bool) -> int:
         return tensor
 
     by_documents = model.config._attn_implementation == DOCUMENT_ATTENTION
-    options = {"attention_mask": None, "documents": Documents((LENGTH,) * ROWS)} if by_documents else {}
+    documents = Documents((LENGTH,) * ROWS, torch.arange(LENGTH).repeat(ROWS, 1))
+    options = {"attention_mask": None, "documents": documents} if by_documents else {}
     ids = torch.randint(97, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),

@@ -21,6 +21,7 @@ from rebus.train.updates import PlainUpdater
 
 VOCABULARY = Vocabulary(53, CodeLayout("sequence", 5, (Stream("code", 17),)), SpecialIds(None, 1, 2, 2))
 IDS = torch.tensor([[1, 9, VOCABULARY.user, VOCABULARY.size - 1, 7]])
+ONE_DOCUMENT = Documents([5], torch.arange(5).unsqueeze(0))
 CHOICES = {"rows": NewRowsTraining(), "lora": LoraTraining(rank=3, targets=("q_proj", "down_proj"))}
 
 
@@ -50,9 +51,9 @@ def tied(request) -> bool:
 @pytest.mark.parametrize("kind", CHOICES)
 def test_a_model_computes_and_loses_what_it_did_before(kind, tied, batch):
     model = extended(tied).eval()
-    before, expected = model(IDS, attention_mask=None, documents=Documents([5])).logits, loss(model, batch)[0]
+    before, expected = model(IDS, attention_mask=None, documents=ONE_DOCUMENT).logits, loss(model, batch)[0]
     CHOICES[kind].prepare(model, VOCABULARY, seed=0)
-    assert torch.equal(model(IDS, attention_mask=None, documents=Documents([5])).logits, before)
+    assert torch.equal(model(IDS, attention_mask=None, documents=ONE_DOCUMENT).logits, before)
     assert torch.equal(loss(model, batch)[0], expected)
 
 
@@ -103,7 +104,7 @@ def test_training_learns_and_changes_what_it_should_alone(kind, tied, batch):
 def test_the_merged_model_is_a_stock_one_and_reproduces_the_logits(kind, tied, batch, tmp_path: Path):
     prepared, _ = trained(extended(tied), CHOICES[kind], batch)
     model = prepared.model.eval()
-    logits = model(IDS, attention_mask=None, documents=Documents([5])).logits
+    logits = model(IDS, attention_mask=None, documents=ONE_DOCUMENT).logits
     stock = prepared.stock()
     stock.set_attn_implementation("sdpa")
     stock.save_pretrained(tmp_path)
@@ -125,7 +126,7 @@ def test_the_adapter_alone_reproduces_the_logits_on_a_base_of_as_many_rows(kind,
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert size < 0.6 * sum(4 * one.numel() for one in base.parameters())
     read = PeftModel.from_pretrained(base, str(tmp_path)).eval()
-    options = {"attention_mask": None, "documents": Documents([5])}
+    options = {"attention_mask": None, "documents": ONE_DOCUMENT}
     expected = prepared.model.eval()(IDS, **options).logits
     torch.testing.assert_close(read.get_base_model()(IDS, **options).logits, expected, rtol=1e-5, atol=1e-6)
 
