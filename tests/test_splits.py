@@ -12,7 +12,7 @@ from rebus.data.mini_concepts import mini_concepts, other_concepts
 from rebus.data.samples import Picture
 from rebus.data.scene_edits import EDIT_TASKS
 from rebus.data.scene_sampler import HELD_OUT_FACT, SceneSampler
-from rebus.data.scene_text import CHAT_WEIGHTS, OTHERS_RATE, SceneSamples
+from rebus.data.scene_text import CHAT_WEIGHTS, DRILL_OTHERS_RATE, OTHERS_RATE, SceneSamples
 from rebus.data.scenes import BACKGROUNDS, TASKS, Item, Scene
 from rebus.data.sign_words import sign_words
 from rebus.data.splits import (
@@ -91,21 +91,37 @@ def test_training_scenes_show_nothing_held_out(concepts, num_scenes):
     assert not any(is_held_out(sampler.scene(rng)) for _ in range(num_scenes))
 
 
-def training_samples():
-    return SceneSamples(SceneSampler(PACK, MINI, "train"), SceneSampler(PACK, OTHERS, "train"))
+def training_samples(**more_chats):
+    others = SceneSampler(PACK, OTHERS, "train")
+    return SceneSamples(SceneSampler(PACK, MINI, "train"), others, {**CHAT_WEIGHTS, **more_chats})
 
 
 def test_training_samples_show_nothing_held_out(drawn):
-    samples, rng = training_samples(), random.Random(0)
+    samples, rng = training_samples(drill=0.5), random.Random(0)
     texts = []
     for _ in range(800):
         for sample in (samples.document(rng), samples.chat(rng)):
             texts += [part for message in sample.messages for part in message.parts if not isinstance(part, Picture)]
+            texts += [part for pair in sample.asked for part in pair]
     drawn += [change.scene for kind in EDIT_TASKS for _ in range(50) for change in samples.edit(rng, kind)[1:]]
     assert len(drawn) > 2000 and not any(is_held_out(scene) for scene in drawn)
     words = set(re.findall(r'"([A-Z]+)"|\b([A-Z]{3,7})\b', " ".join(texts)))
     assert len(words) > 100 and not any(held_out_word(word) for pair in words for word in pair if word)
     assert {scene.task for scene in drawn} == set(TASKS)
+
+
+def test_questions_by_themselves_are_about_other_things_without_their_names(drawn):
+    samples, rng = training_samples(**dict.fromkeys(CHAT_WEIGHTS, 0.0), drill=1.0), random.Random(0)
+    answers = {"3D", "flat", "Noto", *BACKGROUNDS, *NUMBER_WORDS}
+    num_asked = 0
+    for _ in range(400):
+        drawn.clear()
+        chat = samples.chat(rng)
+        (scene,) = drawn
+        if any(item.concept_id in OTHERS for item in scene.items):
+            num_asked += 1
+            assert {answer for _, answer in chat.asked} <= answers | {scene.sign}
+    assert abs(num_asked / 400 - DRILL_OTHERS_RATE) < 0.06
 
 
 def test_other_things_are_only_asked_about_and_never_by_name(drawn):
