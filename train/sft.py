@@ -161,7 +161,7 @@ def _check_pretrained(config: SftConfig) -> None:
 
 
 def mini() -> SftConfig:
-    """The shipped chat model: two cores, five hours."""
+    """The chat model that ``rl`` and ``mini_drill`` then made what ships: two cores, five hours."""
     return SftConfig(
         run=RunConfig(output=Path("runs/sft"), steps=19_100, batch_size=2, save_every=200, validate_every=2000),
         optim=OptimConfig(lr=1e-3, warmup_steps=30, cooldown_fraction=0.9, weight_decay=0.05, beta2=0.98),
@@ -172,7 +172,7 @@ def mini() -> SftConfig:
 
 
 def mini_drill() -> SftConfig:
-    """From a chat model that draws well: it learns to find what a question names, and goes on drawing as it did."""
+    """A chat model learns to find what a question names, and draws on as it did: two cores, an hour and a half."""
     return SftConfig(
         run=RunConfig(output=Path("runs/drill"), steps=2000, batch_size=4, save_every=100, validate_every=2000),
         optim=OptimConfig(lr=1e-3, warmup_steps=30, cooldown_fraction=0.5, weight_decay=0.05, beta2=0.98),
