@@ -2,7 +2,7 @@
 
 python bench/speculation.py --model assets/mini
 
-Pictures of training prompts are drawn one by one, with guidance: code by code, and with windows of guesses
+Pictures of training prompts are drawn one by one as the model is set to: code by code, and with windows of guesses
 (``model/speculation.py``). Times are ratios to code by code on the same path, torch alone and C++, in one run; a pass
 over several guesses is always torch's.
 """
